@@ -1,0 +1,312 @@
+"""Settings: typed sections, filled from YAML layers and then from the command line.
+
+The layers, each laid over the one before: base < backbone < features < method < task < recipe < command line.
+Unknown keys and wrong types are errors that name the layer, the key and the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from feature_extraction.errors import UsageError
+from feature_extraction.settings import ExtractionSettings
+
+GROUPS = ("backbone", "features", "method", "task", "recipe")  # folders of configs/, in merging order
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """The frozen text model: T5 v1.0, v1.1 or Flan."""
+
+    name: str = "t5-mini"  # "t5-mini" (embedded), a Hugging Face id, or a local folder
+    revision: str | None = None  # of a Hugging Face id; null: its main branch
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """What is trained."""
+
+    name: str = "dept"  # dept, prompt, visual_only or full
+    budget_length: int = 100  # l: the prompt length whose parameters, l * H, may be spent; prompt tuning uses it whole
+    prompt_length: int = 40  # m: length of DePT's short prompt
+    rank: int | None = None  # r; null: the largest that the budget allows
+    prompt_init: str = "vocabulary"  # vocabulary (sampled embeddings), text, or normal
+    prompt_text: str | None = None  # for prompt_init: text; repeated and cut to the prompt length
+    low_rank_init: str = "official"  # of A: official (uniform within 1/sqrt(r)) or paper (standard normal)
+    low_rank_scale: str = "paper"  # of A·B: paper (1) or official (8/sqrt(r))
+
+
+@dataclass(frozen=True)
+class VisualSettings:
+    """How visual tokens enter the encoder."""
+
+    position_rule: str = (
+        "joint"  # relative bias: joint (true positions) or vl_t5 (zero where a visual token takes part)
+    )
+    area: str = "true"  # fifth box number: true, or vl_t5 (the published models' formula)
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """One task. ``max_text_length`` is DePT's s: texts are cut to it, and A has a row for each position."""
+
+    name: str = "vqa"
+    module: str = "vqa"  # in dept_vl.tasks
+    prefix: str = ""  # put before every text
+    max_text_length: int = 20  # s, tokens
+    max_target_length: int = 10  # L, tokens
+    images_per_example: int = 1  # I
+    num_beams: int = 1  # 1: greedy
+    selection_metric: str = "accuracy"  # the best checkpoint has the highest
+    splits: dict[str, str] = field(default_factory=dict)  # our split name: the name in the data set's file names
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Batching."""
+
+    batch_size: int = 32  # examples an optimizer step sees, over all processes
+    evaluation_batch_size: int = 256  # examples a process generates for at once
+    bucket_width: int = 8  # tokens; texts of a batch differ in length by less than this
+    workers: int = 0  # loader processes for each training process
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW: a learning rate and a weight decay for each group of parameters."""
+
+    prompt_lr: float = 0.3  # P
+    low_rank_lr: float = 1e-3  # A and B
+    visual_lr: float = 1e-3  # visual embedding
+    backbone_lr: float = 1e-4  # T5, for method full
+    prompt_weight_decay: float = 1e-5
+    low_rank_weight_decay: float = 1e-5
+    visual_weight_decay: float = 0.01
+    backbone_weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-6
+    clip_norm: float = 1.0  # of all gradients together
+    warmup_fraction: float = 0.1  # of all optimizer steps, 0 to 1; then linear decay to 0
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The loop. Give steps or epochs, not both."""
+
+    steps: int | None = None  # optimizer steps
+    epochs: float | None = None  # passes over the training examples
+    evaluate_every: int = 1000  # steps between validations; the best is kept
+    checkpoint_every: int = 1000  # steps between checkpoints; the two newest are kept
+    log_every: int = 10  # steps that one line of the loss log averages over
+    patience: int | None = None  # validations without a better score before stopping; null: never
+    validation_examples: int | None = None  # only the first so many, in an order drawn from the seed; null: all
+    precision: str = "fp32"  # fp32 or bf16
+    seed: int = 0
+    tracker: str = "none"  # none, tensorboard, wandb or trackio; the local log.jsonl is always written
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that defines a run."""
+
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    features: ExtractionSettings = field(default_factory=ExtractionSettings)
+    method: MethodSettings = field(default_factory=MethodSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
+    visual: VisualSettings = field(default_factory=VisualSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+CHOICES = {
+    "method.name": ("dept", "prompt", "visual_only", "full"),
+    "method.prompt_init": ("vocabulary", "text", "normal"),
+    "method.low_rank_init": ("official", "paper"),
+    "method.low_rank_scale": ("official", "paper"),
+    "visual.position_rule": ("joint", "vl_t5"),
+    "visual.area": ("true", "vl_t5"),
+    "training.precision": ("fp32", "bf16"),
+    "training.tracker": ("none", "tensorboard", "wandb", "trackio"),
+}
+
+AT_LEAST = {
+    "method.budget_length": 1,
+    "method.prompt_length": 0,
+    "task.max_text_length": 1,
+    "task.max_target_length": 2,
+    "task.images_per_example": 0,
+    "task.num_beams": 1,
+    "data.batch_size": 1,
+    "data.evaluation_batch_size": 1,
+    "data.bucket_width": 1,
+    "data.workers": 0,
+    "training.evaluate_every": 1,
+    "training.checkpoint_every": 1,
+    "training.log_every": 1,
+}
+
+
+def configs_folder() -> Path:
+    """Where the YAML layers lie: inside the installed package, or in the checkout."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def layer_names(group: str) -> list[str]:
+    """The YAML files of one group, by name."""
+    return sorted(path.stem for path in (configs_folder() / group).glob("*.yaml"))
+
+
+def load_settings(choices: dict[str, str | None], overrides: Sequence[str]) -> Settings:
+    """Merge all layers and check the result.
+
+    Args:
+        choices: for each of GROUPS the chosen name. A backbone or features name without a YAML file is taken as the
+            name of a model.
+        overrides: ``section.key=value``, or ``group=name``, which chooses like ``choices``.
+
+    Raises:
+        UsageError: an unknown layer, key, type or value; all faults of a layer are named together.
+    """
+    choices = dict(choices)
+    assignments = []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UsageError(
+                f"{override!r} on the command line is no setting: write key=value, as in data.batch_size=64"
+            )
+        if key in GROUPS:
+            choices[key] = value
+        else:
+            assignments.append((key, value))
+
+    merged = OmegaConf.structured(Settings)
+    for name, layer in _layers(choices):
+        merged = _merge(merged, layer, name)
+    command_line = OmegaConf.create()
+    for key, value in assignments:
+        OmegaConf.update(command_line, key, _parsed(value), force_add=True)
+    merged = _merge(merged, command_line, "the command line")
+    settings = cast(Settings, OmegaConf.to_object(merged))
+    _check(settings)
+    return settings
+
+
+def settings_to_yaml(settings: Settings) -> str:
+    """The resolved settings as YAML, in the order of the sections."""
+    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+
+
+def settings_from_yaml(path: Path) -> Settings:
+    """Read back what ``settings_to_yaml`` wrote.
+
+    Raises:
+        UsageError: a key or value that this version does not know.
+    """
+    settings = cast(Settings, OmegaConf.to_object(_merge(OmegaConf.structured(Settings), _read(path), str(path))))
+    _check(settings)
+    return settings
+
+
+def _layers(choices: dict[str, str | None]) -> Iterator[tuple[str, DictConfig]]:
+    folder = configs_folder()
+    yield "configs/base.yaml", _read(folder / "base.yaml")
+    for group in GROUPS:
+        name = choices.get(group)
+        if name is None:
+            continue
+        path = folder / group / f"{name}.yaml"
+        if path.is_file():
+            yield f"configs/{group}/{name}.yaml", _read(path)
+        elif group == "backbone":
+            yield f"--backbone {name}", OmegaConf.create({"backbone": {"name": name}})
+        elif group == "features":
+            yield f"--features {name}", OmegaConf.create({"features": {"backbone": name}})
+        else:
+            known = layer_names(group)
+            raise UsageError(f"No {group} is called {name!r}.{_nearest(name, known)} There are: {', '.join(known)}")
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        return cast(DictConfig, OmegaConf.load(path))
+    except FileNotFoundError:
+        raise UsageError(f"No settings file {path}. Give the folder of a run, or install the package again") from None
+
+
+def _merge(settings: DictConfig, layer: DictConfig, name: str) -> DictConfig:
+    faults = list(_unknown_keys(layer, Settings, ""))
+    if faults:
+        raise UsageError(f"In {name}: " + "; ".join(faults))
+    try:
+        return cast(DictConfig, OmegaConf.merge(settings, layer))
+    except OmegaConfBaseException as error:
+        key = error.full_key or "?"
+        reason = str(error.msg or error).splitlines()[0]
+        raise UsageError(f"In {name}: {key}: {reason}. Its type is documented in configs/base.yaml") from error
+
+
+def _unknown_keys(layer: Any, section: Any, prefix: str) -> Iterator[str]:  # noqa: ANN401 - nested YAML
+    known = {entry.name: get_type_hints(section)[entry.name] for entry in fields(section)}
+    if not isinstance(layer, DictConfig):
+        yield f"{prefix.rstrip('.')!r} is a section with the keys {', '.join(known)}, not a single value"
+        return
+    for key in layer:
+        if key not in known:
+            nearest = _nearest(str(key), [*known, *(GROUPS if not prefix else ())])
+            yield f"unknown key {prefix + str(key)!r}.{nearest or ' Known here: ' + ', '.join(known) + '.'}"
+        elif is_dataclass(known[str(key)]):
+            yield from _unknown_keys(layer[key], known[str(key)], f"{prefix}{key}.")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def _parsed(value: str) -> Any:  # noqa: ANN401 - whatever YAML says
+    return OmegaConf.create(f"value: {value}").value if value else None
+
+
+def _check(settings: Settings) -> None:
+    faults = []
+    for key, allowed in CHOICES.items():
+        value = _look_up(settings, key)
+        if value not in allowed:
+            faults.append(f"{key} is {value!r}.{_nearest(str(value), allowed)} It is one of: {', '.join(allowed)}")
+    for key, least in AT_LEAST.items():
+        value = _look_up(settings, key)
+        if value < least:
+            faults.append(f"{key} is {value}; it must be at least {least}")
+    training, method = settings.training, settings.method
+    if (training.steps is None) == (training.epochs is None):
+        faults.append(
+            f"training.steps is {training.steps} and training.epochs is {training.epochs}; set exactly one, "
+            "as in training.steps=600 training.epochs=null"
+        )
+    if not 0 <= settings.optimizer.warmup_fraction <= 1:
+        faults.append(f"optimizer.warmup_fraction is {settings.optimizer.warmup_fraction}; it is a share, 0 to 1")
+    if method.name == "dept" and method.prompt_length > method.budget_length:
+        faults.append(
+            f"method.prompt_length (m) is {method.prompt_length} but method.budget_length (l) is "
+            f"{method.budget_length}; DePT needs m <= l: lower m or raise l"
+        )
+    if method.prompt_init == "text" and not method.prompt_text:
+        faults.append("method.prompt_init is 'text' but method.prompt_text is empty; give the text to start from")
+    if faults:
+        raise UsageError("; ".join(faults))
+
+
+def _look_up(settings: Settings, key: str) -> Any:  # noqa: ANN401 - any setting
+    section, name = key.split(".")
+    return getattr(getattr(settings, section), name)

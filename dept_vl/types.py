@@ -1,0 +1,81 @@
+"""The records that travel from disk to leaderboard file, and the letters of their axes.
+
+B batch, T text tokens, I images per example, V visual tokens per image, N = I * V visual tokens per example,
+P prompt length, S = P + T + N encoder length, L target length, D feature width, H hidden size, R rank, A answers.
+
+Boxes are fractions of image width and height, 0 to 1, in the order x0, y0, x1, y1. All identities are strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # this file is read by the scorers, which work without torch
+    import torch
+    from jaxtyping import Bool, Float, Int64
+    from torch import Tensor
+
+
+class Target(NamedTuple):
+    """A text to train on, and its weight in the loss: 1, or an answer's soft score (VL-T5)."""
+
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question, sentence or image to answer, with everything known about it.
+
+    ``text`` goes to the encoder as it is, after the task's prefix. A training step draws one of ``targets`` in
+    proportion to the weights. ``slices`` names the groups that scores are split by, such as answer_type: yes/no.
+    """
+
+    example_id: str
+    text: str
+    image_ids: tuple[str, ...]
+    references: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
+    slices: Mapping[str, str] = field(default_factory=dict)
+
+
+class Prediction(NamedTuple):
+    """Our answer to one example."""
+
+    example_id: str
+    answer: str
+
+
+class Scores(NamedTuple):
+    """The numbers of one evaluation.
+
+    ``metrics`` are times 100, None where the data does not allow a number; ``per_example`` maps each example id to
+    its own score, 0 to 1.
+    """
+
+    metrics: dict[str, float | None]
+    per_example: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples as tensors. Texts are padded on the right; masks are True at real tokens."""
+
+    example_ids: tuple[str, ...]
+    text_ids: Int64[Tensor, "B T"]
+    text_mask: Bool[Tensor, "B T"]
+    visual_tokens: Float[Tensor, "B I V D"]
+    boxes: Float[Tensor, "B I V 4"]
+    visual_mask: Bool[Tensor, "B I V"]
+    target_ids: Int64[Tensor, "B L"]
+    target_mask: Bool[Tensor, "B L"]
+    target_weights: Float[Tensor, " B"]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        tensors = {
+            name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__ if name != "example_ids"
+        }
+        return Batch(example_ids=self.example_ids, **tensors)
