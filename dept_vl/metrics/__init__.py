@@ -1,0 +1,1 @@
+"""Exact scores on strings and numbers, without torch."""

@@ -1,0 +1,93 @@
+"""The Task record, how one is found by name, and what every reader of a data set needs."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import dept_vl.tasks
+from dept_vl.config import TaskSettings
+from dept_vl.types import Example, Prediction, Scores
+from feature_extraction.errors import InputDataError, UsageError
+
+FIRST_IDS = 5  # how many ids a message names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A data set's formats, and how its answers are read, scored and submitted.
+
+    ``read`` takes the data folder and one of our split names; ``read_files`` takes annotations, and questions where
+    the format keeps them apart. Both give the examples in the order of the data set's own files.
+    ``score`` expects exactly one prediction for each example, in any order.
+    """
+
+    name: str
+    read: Callable[[Path, str], list[Example]]
+    read_files: Callable[[Path, Path | None], list[Example]]
+    parse: Callable[[str], str]
+    score: Callable[[Sequence[Prediction], Sequence[Example]], Scores]
+    submit: Callable[[Sequence[Prediction], Path], None]
+    read_submission: Callable[[Path], list[Prediction]]
+    submission_name: Callable[[str], str]
+
+
+def load_task(settings: TaskSettings) -> Task:
+    """Build the task of the module that the settings name.
+
+    Raises:
+        UsageError: dept_vl/tasks has no such module.
+    """
+    modules = [module.name for module in pkgutil.iter_modules(dept_vl.tasks.__path__) if module.name != "task"]
+    if settings.module not in modules:
+        raise UsageError(
+            f"task.module is {settings.module!r}, but dept_vl/tasks has no such module."
+            f"{nearest(settings.module, modules)} There are: {', '.join(modules)}"
+        )
+    return cast(Task, importlib.import_module(f"dept_vl.tasks.{settings.module}").build(settings))
+
+
+def split_name(splits: Mapping[str, str], split: str) -> str:
+    """The data set's own name for one of our splits.
+
+    Raises:
+        UsageError: the task's settings name no such split.
+    """
+    if split not in splits:
+        raise UsageError(
+            f"No split is called {split!r}.{nearest(split, splits)} task.splits has: {', '.join(splits) or 'none'}. "
+            f"Add one with task.splits.{split}=NAME, NAME as in the file names"
+        )
+    return splits[split]
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """A sentence that asks whether the most similar known name was meant, or nothing."""
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def count_and_first(ids: Sequence[object]) -> str:
+    """How many ids there are, and which come first."""
+    rest = ", ..." if len(ids) > FIRST_IDS else ""
+    return f"{len(ids):,} ({', '.join(str(one) for one in ids[:FIRST_IDS])}{rest})"
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    """The content of a JSON file.
+
+    Raises:
+        InputDataError: there is no such file, or it is not one JSON value in UTF-8.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputDataError(f"No file {path}. Check the path") from None
+    except (ValueError, RecursionError) as error:
+        raise InputDataError(f"{path} is not one JSON value in UTF-8: {error}. Download or write it again") from error
