@@ -1,0 +1,81 @@
+"""An example and its visual tokens as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from dept_vl.data.order import TARGETS, random_stream
+from dept_vl.data.tokens import TokenTable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dept_vl.types import Example
+    from feature_extraction import FeatureStore
+
+NO_TARGET = -1
+
+
+class Item(NamedTuple):
+    """One example, not yet padded; the axes are named in dept_vl/types.py."""
+
+    example_id: str
+    text_ids: NDArray[np.int32]  # [T]
+    visual_tokens: NDArray[np.float16]  # [I V D]
+    boxes: NDArray[np.float32]  # [I V 4]
+    target_ids: NDArray[np.int32]  # [L]
+    target_weight: float
+
+
+def draw_targets(tokens: TokenTable, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """For each example the row of the target to train on in this epoch, or NO_TARGET.
+
+    A target is drawn in proportion to its weight, by the example's own number in the stream of (seed, epoch); where
+    all weights are zero it is the first.
+    """
+    uniform = random_stream(TARGETS, seed=seed, epoch=epoch).random(len(tokens))
+    first, end = tokens.first_target[:-1], tokens.first_target[1:]
+    sums = np.concatenate([[0.0], np.cumsum(tokens.target_weights)])
+    # The row whose part of the weights' line, from sums[row] to sums[row + 1], holds the drawn point.
+    drawn = np.searchsorted(sums, sums[first] + uniform * (sums[end] - sums[first]), side="right") - 1
+    drawn = np.where(sums[end] > sums[first], np.clip(drawn, first, end - 1), first)
+    return np.where(end > first, drawn, NO_TARGET)
+
+
+class ExampleDataset:
+    """Examples by index, with the visual tokens of their images read from a feature store when they are asked for."""
+
+    def __init__(self, examples: Sequence[Example], tokens: TokenTable, store: FeatureStore | None) -> None:
+        """Take a store of None for examples without images, whose visual tokens are [0 0 0]."""
+        self.tokens = tokens
+        self._examples = examples
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def item(self, index: int, target: int = NO_TARGET) -> Item:
+        """One example with the target of a given row; without one, its target is </s> alone, of weight 0."""
+        example = self._examples[index]
+        visual_tokens, boxes = self._read(example.image_ids)
+        known = target != NO_TARGET
+        return Item(
+            example_id=example.example_id,
+            text_ids=self.tokens.texts.row(index),
+            visual_tokens=visual_tokens,
+            boxes=boxes,
+            target_ids=self.tokens.targets.row(target) if known else np.array([self.tokens.eos_id], dtype=np.int32),
+            target_weight=float(self.tokens.target_weights[target]) if known else 0.0,
+        )
+
+    def _read(self, image_ids: tuple[str, ...]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        if not image_ids or self._store is None:
+            tokens, width = (self._store.visual_tokens, self._store.feature_width) if self._store else (0, 0)
+            return np.empty((0, tokens, width), np.float16), np.empty((0, tokens, 4), np.float32)
+        features, boxes = zip(*(self._store.read(image_id) for image_id in image_ids), strict=True)
+        if len(image_ids) == 1:  # the usual case, without copying: collate copies anyway
+            return features[0][np.newaxis], boxes[0][np.newaxis]
+        return np.stack(features), np.stack(boxes)

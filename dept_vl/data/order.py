@@ -1,0 +1,93 @@
+"""Which example is trained on or answered when: a pure function of seed, epoch and position.
+
+Nothing here is kept between calls, so a run that goes on at some position, or on another number of processes,
+meets the same examples in the same order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from feature_extraction.errors import InputDataError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# What a random stream is for; beside seed and epoch in the generator's seed, so that no two streams are the same.
+ORDER, TARGETS = 1, 2
+
+
+def random_stream(purpose: int, *, seed: int, epoch: int) -> np.random.Generator:
+    """The random numbers of one purpose in one epoch, the same wherever they are drawn."""
+    return np.random.Generator(np.random.PCG64([purpose, seed, epoch]))
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Batches in an epoch: whole ones only, and at least one."""
+    return max(examples // batch_size, 1)
+
+
+def epoch_batches(
+    lengths: NDArray[np.int64], *, seed: int, epoch: int, batch_size: int, bucket_width: int
+) -> list[NDArray[np.int64]]:
+    """The example indices of each batch of an epoch, over all processes.
+
+    The examples are shuffled, as many are left out as would not fill a batch, and the rest is gathered in buckets of
+    similar length, ceil(length / bucket_width). A bucket gives whole batches; what remains of all buckets is joined,
+    shorter first, to further ones. The batches are shuffled in turn. A set smaller than one batch is one batch.
+
+    ``lengths`` counts the tokens of each example's text.
+    """
+    generator = random_stream(ORDER, seed=seed, epoch=epoch)
+    shuffled = generator.permutation(len(lengths))
+    # Left out before there are buckets: dropping the last batch would mostly miss the longest texts, in every epoch.
+    whole = min(steps_per_epoch(len(lengths), batch_size) * batch_size, len(lengths))
+    shuffled = shuffled[:whole]
+    buckets = -(-lengths[shuffled] // bucket_width)
+    batches, rests = [], []
+    for bucket in np.unique(buckets):
+        members = shuffled[buckets == bucket]
+        full = len(members) // batch_size * batch_size
+        batches += np.split(members[:full], full // batch_size) if full else []
+        rests.append(members[full:])
+    rest = np.concatenate(rests)
+    batches += [rest[start : start + batch_size] for start in range(0, len(rest), batch_size)]
+    return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def share(batch: NDArray[np.int64], *, rank: int, world: int) -> NDArray[np.int64]:
+    """The part of a batch that process ``rank`` of ``world`` takes."""
+    return batch[rank::world]
+
+
+def check_shares(examples: int, *, batch_size: int, world: int) -> None:
+    """Refuse batches that the processes could not share equally.
+
+    Raises:
+        UsageError: the batch size is no multiple of the number of processes.
+        InputDataError: there are fewer examples than processes.
+    """
+    if batch_size % world:
+        nearest = max(round(batch_size / world), 1) * world
+        raise UsageError(
+            f"data.batch_size is {batch_size}, over all processes, but there are {world} of them and each takes an "
+            f"equal part. Set data.batch_size={nearest}, or start another number of processes"
+        )
+    if examples < world:
+        raise InputDataError(
+            f"{examples} training examples for {world} processes: each needs at least one at every step. "
+            "Give more examples or start fewer processes"
+        )
+
+
+def evaluation_order(
+    lengths: NDArray[np.int64], *, batch_size: int, rank: int = 0, world: int = 1
+) -> list[NDArray[np.int64]]:
+    """The batches that process ``rank`` of ``world`` answers; over all processes every example comes exactly once.
+
+    The longest texts come first: if memory does not suffice, that shows at once. ``batch_size`` is that of one process.
+    """
+    order = np.argsort(-lengths, kind="stable")[rank::world]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,0 +1,241 @@
+"""All texts and targets of a split as token ids, tokenised once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from dept_vl.command_line import say
+from feature_extraction.durable import write_durably
+from feature_extraction.errors import InputDataError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+    from dept_vl.types import Example
+
+T = TypeVar("T")
+
+LAYOUT = "dept_vl tokens 1"  # of the cache files; another one wherever equal input gives another file
+TEXTS_AT_ONCE = 16_384  # in one call of the tokenizer: enough to keep its threads busy, in little memory
+
+
+class Ragged(NamedTuple):
+    """Rows of differing length, laid end to end: row i is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    def row(self, index: int) -> NDArray[np.int32]:
+        """The token ids of one row."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens in each row."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The texts of all examples and all their targets, each ending with </s>.
+
+    The targets of example i are the rows ``first_target[i]`` up to, but without, ``first_target[i + 1]``.
+    """
+
+    texts: Ragged
+    targets: Ragged
+    target_weights: NDArray[np.float64]
+    first_target: NDArray[np.int64]
+    max_text_length: int  # tokens, with </s>
+    pad_id: int
+    eos_id: int
+
+    def __len__(self) -> int:
+        return len(self.first_target) - 1
+
+
+def cache_folder() -> Path:
+    """Where token tables are kept: $DEPT_VL_CACHE, or ~/.cache/dept_vl."""
+    return Path(os.environ.get("DEPT_VL_CACHE") or Path.home() / ".cache" / "dept_vl")
+
+
+def tokenize_examples(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prefix: str,
+    max_text_length: int,
+    max_target_length: int,
+    tokenizer_digest: str,
+    cache: Path | None,
+) -> TokenTable:
+    """Token ids of prefix + text and of every target, cut to their lengths; from the cache folder if they are there.
+
+    Every row ends with </s>, which counts in its length and stands nowhere else, whatever the tokenizer adds and
+    even if a text spells it out. A cache file that was damaged is made anew; one that cannot be written is done
+    without.
+
+    Raises:
+        InputDataError: a target's weight is negative or not finite.
+        UsageError: the tokenizer has no </s> or no padding token.
+    """
+    pad_id, eos_id = _special_ids(tokenizer)
+    _check_weights(examples)
+    lengths = {"max_text_length": max_text_length, "max_target_length": max_target_length}
+    key = _digest(examples, {"tokenizer": tokenizer_digest, "prefix": prefix, "pad": pad_id, "eos": eos_id, **lengths})
+    path = cache / f"tokens-{key}.safetensors" if cache is not None else None
+    arrays = _read_cache(path) if path is not None else None
+    if arrays is None:
+        arrays = _tokenize(examples, tokenizer, prefix, eos_id, **lengths)
+        if path is not None:
+            _write_cache(path, arrays)
+    return TokenTable(
+        texts=Ragged(arrays["text_values"], arrays["text_offsets"]),
+        targets=Ragged(arrays["target_values"], arrays["target_offsets"]),
+        target_weights=arrays["target_weights"],
+        first_target=arrays["first_target"],
+        max_text_length=max_text_length,
+        pad_id=pad_id,
+        eos_id=eos_id,
+    )
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    pad_id, eos_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if not isinstance(pad_id, int) or not isinstance(eos_id, int):
+        raise UsageError(
+            f"The tokenizer {tokenizer.name_or_path!r} has the padding token {tokenizer.pad_token!r} and the end token "
+            f"{tokenizer.eos_token!r}; a T5 tokenizer has both. Take the backbone's own tokenizer files"
+        )
+    return pad_id, eos_id
+
+
+def _check_weights(examples: Sequence[Example]) -> None:
+    wrong = [
+        f"{target.weight!r} of {target.text!r} in example {example.example_id!r}"
+        for example in examples
+        for target in example.targets
+        if not (math.isfinite(target.weight) and target.weight >= 0)
+    ]
+    if wrong:
+        raise InputDataError(
+            f"{len(wrong):,} target weights are not finite numbers of at least 0; first: {'; '.join(wrong[:20])}. "
+            "Correct the annotations, or the task that reads them"
+        )
+
+
+def _digest(examples: Sequence[Example], settings: dict[str, object]) -> str:
+    """SHA-256 over everything that the token table depends on."""
+    digest = hashlib.sha256(f"{LAYOUT} {json.dumps(settings)}".encode())
+    for some in _pieces(examples, TEXTS_AT_ONCE):
+        # JSON keeps apart what plain joining would mix up, and writes floats exactly.
+        digest.update(json.dumps([(example.text, example.targets) for example in some]).encode())
+    return digest.hexdigest()
+
+
+def _tokenize(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    prefix: str,
+    eos_id: int,
+    max_text_length: int,
+    max_target_length: int,
+) -> dict[str, NDArray[Any]]:
+    texts = [prefix + example.text for example in examples]
+    targets = [target for example in examples for target in example.targets]
+    text_rows = _rows(texts, tokenizer, eos_id, max_text_length, "texts", "task.max_text_length")
+    target_rows = _rows(
+        [target.text for target in targets], tokenizer, eos_id, max_target_length, "targets", "task.max_target_length"
+    )
+    return {
+        "text_values": text_rows.values,
+        "text_offsets": text_rows.offsets,
+        "target_values": target_rows.values,
+        "target_offsets": target_rows.offsets,
+        "target_weights": np.array([target.weight for target in targets], dtype=np.float64),
+        "first_target": _offsets([len(example.targets) for example in examples]),
+    }
+
+
+def _rows(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    eos_id: int,
+    max_length: int,
+    what: str,
+    setting: str,
+) -> Ragged:
+    """One row for each text; a text that occurs often, as answers do, is tokenised once."""
+    unique = list(dict.fromkeys(texts))
+    ids: dict[str, NDArray[np.int32]] = {}
+    cut: set[str] = set()
+    for some in _pieces(unique, TEXTS_AT_ONCE):
+        encoded = tokenizer(list(some), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        for text, row in zip(some, encoded["input_ids"], strict=True):
+            plain = [token for token in row if token != eos_id]
+            if len(plain) >= max_length:
+                cut.add(text)
+            ids[text] = np.array([*plain[: max_length - 1], eos_id], dtype=np.int32)
+    if cut:
+        say(
+            f"{sum(text in cut for text in texts):,} of {len(texts):,} {what} are longer than {setting}={max_length} "
+            "tokens and are cut"
+        )
+    rows = [ids[text] for text in texts]
+    return Ragged(np.concatenate([np.empty(0, np.int32), *rows]), _offsets([len(row) for row in rows]))
+
+
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _pieces(whole: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (whole[start : start + size] for start in range(0, len(whole), size))
+
+
+def _read_cache(path: Path) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a cache file, or None where there is none that can be trusted."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+            metadata = file.metadata() or {}
+    except (OSError, ValueError, SafetensorError) as error:
+        fault = str(error)
+    else:
+        if metadata == _metadata(path, arrays):
+            return arrays
+        fault = "its contents are not those that were written under this name"
+    say(f"The token cache {path} is damaged ({fault}); tokenising again")
+    return None
+
+
+def _write_cache(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, save(arrays, metadata=_metadata(path, arrays)))
+    except OSError as error:  # also DiskFullError: a run needs no cache
+        say(f"The token cache {path} could not be written ({error}); going on without. DEPT_VL_CACHE names its folder")
+
+
+def _metadata(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, str]:
+    """The file's own name and a checksum, which safetensors does not have."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        digest.update(arrays[name].tobytes())
+    return {"name": path.name, "sha256": digest.hexdigest()}
