@@ -26,7 +26,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--features",
         metavar="NAME",
-        help=f"{', '.join(layer_names('features'))}, timm/MODEL or hf/MODEL (default: efficientnet_lite0)",
+        default="efficientnet_lite0",
+        help=f"{', '.join(layer_names('features'))}, timm/MODEL or hf/MODEL (default: %(default)s)",
     )
     parser.add_argument(
         "--max-rejected-fraction",
