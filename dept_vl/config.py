@@ -27,6 +27,7 @@ class BackboneSettings:
 
     name: str = "t5-mini"  # "t5-mini" (embedded), a Hugging Face id, or a local folder
     revision: str | None = None  # of a Hugging Face id; null: its main branch
+    dropout: float | None = None  # in the frozen layers during training, 0 to 1; null: the model's own
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,7 @@ class MethodSettings:
 class VisualSettings:
     """How visual tokens enter the encoder."""
 
-    position_rule: str = (
-        "joint"  # relative bias: joint (true positions) or vl_t5 (zero where a visual token takes part)
-    )
+    position_rule: str = "joint"  # relative bias: joint (true positions) or vl_t5 (zero with visual tokens)
     area: str = "true"  # fifth box number: true, or vl_t5 (the published models' formula)
 
 
@@ -107,7 +106,7 @@ class TrainingSettings:
     checkpoint_every: int = 1000  # steps between checkpoints; the two newest are kept
     log_every: int = 10  # steps that one line of the loss log averages over
     patience: int | None = None  # validations without a better score before stopping; null: never
-    validation_examples: int | None = None  # only the first so many, in an order drawn from the seed; null: all
+    validation_examples: int | None = None  # a fixed random choice of so many; null: all
     precision: str = "fp32"  # fp32 or bf16
     seed: int = 0
     tracker: str = "none"  # none, tensorboard, wandb or trackio; the local log.jsonl is always written
@@ -193,13 +192,7 @@ def load_settings(choices: dict[str, str | None], overrides: Sequence[str]) -> S
     merged = OmegaConf.structured(Settings)
     for name, layer in _layers(choices):
         merged = _merge(merged, layer, name)
-    command_line = OmegaConf.create()
-    for key, value in assignments:
-        OmegaConf.update(command_line, key, _parsed(value), force_add=True)
-    merged = _merge(merged, command_line, "the command line")
-    settings = cast(Settings, OmegaConf.to_object(merged))
-    _check(settings)
-    return settings
+    return _finished(_merge(merged, _command_line(assignments), "the command line"))
 
 
 def settings_to_yaml(settings: Settings) -> str:
@@ -207,13 +200,32 @@ def settings_to_yaml(settings: Settings) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(settings))
 
 
-def settings_from_yaml(path: Path) -> Settings:
-    """Read back what ``settings_to_yaml`` wrote.
+def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read back what ``settings_to_yaml`` wrote, with ``section.key=value`` laid over it.
 
     Raises:
         UsageError: a key or value that this version does not know.
     """
-    settings = cast(Settings, OmegaConf.to_object(_merge(OmegaConf.structured(Settings), _read(path), str(path))))
+    merged = _merge(OmegaConf.structured(Settings), _read(path), str(path))
+    return _finished(_merge(merged, _command_line(_pairs(overrides)), "the command line"))
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    for override in overrides:
+        if "=" not in override:
+            raise UsageError(f"{override!r} on the command line is no setting. Write key=value: data.batch_size=64")
+    return [(key, value) for key, _, value in (override.partition("=") for override in overrides)]
+
+
+def _command_line(assignments: Sequence[tuple[str, str]]) -> DictConfig:
+    layer = OmegaConf.create()
+    for key, value in assignments:
+        OmegaConf.update(layer, key, _parsed(value), force_add=True)
+    return layer
+
+
+def _finished(merged: DictConfig) -> Settings:
+    settings = cast(Settings, OmegaConf.to_object(merged))
     _check(settings)
     return settings
 
@@ -275,7 +287,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _parsed(value: str) -> Any:  # noqa: ANN401 - whatever YAML says
-    return OmegaConf.create(f"value: {value}").value if value else None
+    return OmegaConf.create(f"value: {value}").value if value else ""
 
 
 def _check(settings: Settings) -> None:
@@ -294,8 +306,10 @@ def _check(settings: Settings) -> None:
             f"training.steps is {training.steps} and training.epochs is {training.epochs}; set exactly one, "
             "as in training.steps=600 training.epochs=null"
         )
-    if not 0 <= settings.optimizer.warmup_fraction <= 1:
-        faults.append(f"optimizer.warmup_fraction is {settings.optimizer.warmup_fraction}; it is a share, 0 to 1")
+    for key in ("optimizer.warmup_fraction", "backbone.dropout"):
+        share = _look_up(settings, key)
+        if share is not None and not 0 <= share <= 1:
+            faults.append(f"{key} is {share}; it is a share, 0 to 1")
     if method.name == "dept" and method.prompt_length > method.budget_length:
         faults.append(
             f"method.prompt_length (m) is {method.prompt_length} but method.budget_length (l) is "

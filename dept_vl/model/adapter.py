@@ -1,0 +1,160 @@
+"""The adapter folder: what was trained, and what it was trained on top of.
+
+``adapter_model.safetensors`` holds the trained tensors, ``adapter_config.json`` the identities that must match when
+they are loaded, the settings and a digest, and ``README.md`` says the same to a person.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dept_vl.model.backbone import Backbone
+from dept_vl.model.decomposed_prompt import DecomposedPrompt
+from dept_vl.model.trainable import ParameterGroup
+from dept_vl.model.vl_t5 import VLT5
+from feature_extraction.durable import sha256_of_file, write_durably
+from feature_extraction.errors import DamagedError, IncompatibleError, InputDataError
+
+FORMAT = 1
+CONFIG_NAME, TENSORS_NAME, CARD_NAME = "adapter_config.json", "adapter_model.safetensors", "README.md"
+
+
+class Adapter(NamedTuple):
+    """A saved adapter."""
+
+    identity: dict[str, Any]  # flat: what must match when the adapter is used
+    settings: dict[str, Any]  # the resolved settings of the run that trained it
+    tensors: dict[str, Tensor]
+
+
+def adapter_identity(backbone: Backbone, *, task: str, method: str, features: Mapping[str, Any]) -> dict[str, Any]:
+    """What an adapter is tied to: format, task, method, text backbone, tokenizer, and the features' identity."""
+    return {
+        "format": FORMAT,
+        "task": task,
+        "method": method,
+        "backbone.name": backbone.name,
+        "backbone.weight_digest": backbone.weight_digest,
+        "backbone.tokenizer_digest": backbone.tokenizer_digest,
+        "backbone.hidden_size": backbone.t5.config.d_model,
+        **{f"features.{key}": value for key, value in features.items()},
+    }
+
+
+def trained_tensors(model: VLT5, groups: Sequence[ParameterGroup]) -> dict[str, Tensor]:
+    """Copies of all trained tensors on the CPU, and DePT's count of trained rows."""
+    tensors = {
+        name: parameter.detach().cpu().clone().contiguous()
+        for group in groups
+        for name, parameter in group.parameters.items()
+    }
+    if isinstance(model.encoder.prompt, DecomposedPrompt):
+        tensors["prompt.trained_length"] = model.encoder.prompt.trained_length.cpu().clone()
+    return tensors
+
+
+@torch.no_grad()
+def restore_tensors(model: VLT5, groups: Sequence[ParameterGroup], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Put trained tensors into the model.
+
+    Raises:
+        IncompatibleError: names or shapes differ; nothing is changed then.
+    """
+    targets: dict[str, Tensor] = {name: value for group in groups for name, value in group.parameters.items()}
+    if isinstance(model.encoder.prompt, DecomposedPrompt):
+        targets["prompt.trained_length"] = model.encoder.prompt.trained_length
+    refuse_differences(
+        {name: tuple(value.shape) for name, value in targets.items()},
+        {name: tuple(value.shape) for name, value in tensors.items()},
+        what=f"The tensors of {source} do not fit this model",
+        advice="Use the settings of the run that trained them",
+    )
+    for name, target in targets.items():
+        target.copy_(tensors[name])
+
+
+def save_adapter(folder: Path, adapter: Adapter) -> None:
+    """Write the three files; the configuration comes last, since it makes the folder an adapter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = write_durably(folder / TENSORS_NAME, save(adapter.tensors))
+    shapes = {name: list(tensor.shape) for name, tensor in adapter.tensors.items()}
+    record = {"identity": adapter.identity, "settings": adapter.settings, "shapes": shapes, "sha256": digest}
+    write_durably(folder / CARD_NAME, _card(adapter).encode())
+    write_durably(folder / CONFIG_NAME, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def load_adapter(folder: Path, *, expected_identity: Mapping[str, Any] | None = None) -> Adapter:
+    """Read an adapter and check it.
+
+    Args:
+        expected_identity: of the model it will be used with; None where the adapter says what to build.
+
+    Raises:
+        InputDataError: there is no adapter in the folder.
+        DamagedError: a file is not what was written.
+        IncompatibleError: the adapter belongs to another task, backbone, tokenizer or feature store.
+    """
+    try:
+        record = json.loads((folder / CONFIG_NAME).read_text())
+        identity, settings, expected_digest = record["identity"], record["settings"], record["sha256"]
+    except FileNotFoundError:
+        raise InputDataError(
+            f"No adapter in {folder}: {CONFIG_NAME} is missing. Give the folder that training wrote, RUN/adapter"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(
+            f"{folder / CONFIG_NAME} is not an adapter's configuration ({error}). Take it again from the run"
+        ) from error
+    if expected_identity is not None:
+        refuse_differences(
+            dict(expected_identity),
+            identity,
+            what=f"The adapter in {folder} was trained for something else",
+            advice="Choose the adapter's own backbone and features, or train a new adapter",
+        )
+    path = folder / TENSORS_NAME
+    got_digest = sha256_of_file(path) if path.is_file() else "no file"
+    if got_digest != expected_digest:
+        raise DamagedError(f"{path}: SHA-256 expected {expected_digest}, got {got_digest}. Take it again from the run")
+    return Adapter(identity, settings, load(path.read_bytes()))
+
+
+def refuse_differences(expected: Mapping[str, Any], got: Mapping[str, Any], *, what: str, advice: str) -> None:
+    """Raise IncompatibleError with a table of field / expected / got unless both are equal."""
+    rows = [
+        (str(key), _short(expected.get(key, "-")), _short(got.get(key, "-")))
+        for key in [*expected, *(key for key in got if key not in expected)]
+        if expected.get(key, "-") != got.get(key, "-")
+    ]
+    if not rows:
+        return
+    rows.insert(0, ("field", "expected", "got"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    table = "\n".join(line.rstrip() for line in lines)
+    raise IncompatibleError(f"{what}:\n{table}\n{advice}")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:16]}…{text[-8:]}"
+
+
+def _card(adapter: Adapter) -> str:
+    identity = adapter.identity
+    belongs = "\n".join(f"| {key} | {value} |" for key, value in identity.items())
+    tensors = "\n".join(
+        f"| {name} | {' x '.join(map(str, tensor.shape)) or 'scalar'} |" for name, tensor in adapter.tensors.items()
+    )
+    return (
+        f"# {identity['method']} adapter for {identity['task']} on {identity['backbone.name']}\n\n"
+        "Trained with dept_vl; it works only on the backbone and the features named here.\n\n"
+        f"| belongs to | |\n|---|---|\n{belongs}\n\n| tensor | shape |\n|---|---|\n{tensors}\n"
+    )

@@ -1,0 +1,74 @@
+"""The text backbone by name: a T5, its tokenizer, and the digests that tell it from any other."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
+
+from dept_vl.config import BackboneSettings
+from feature_extraction.errors import InputDataError
+
+EMBEDDED = {"t5-mini": Path(__file__).parents[1] / "backbones" / "t5_mini"}
+PROBE = "How many red-ish umbrellas aren't open, 3 or 4? Über <extra_id_0>"  # shows how a tokenizer cuts and normalises
+
+
+class Backbone(NamedTuple):
+    """A loaded T5 and its tokenizer."""
+
+    name: str
+    t5: T5ForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    weight_digest: str  # SHA-256 over names, types, shapes and bytes of all weights, as published
+    tokenizer_digest: str  # SHA-256 over the vocabulary and the ids of a probe sentence
+
+
+def load_backbone(settings: BackboneSettings, *, dtype: torch.dtype = torch.float32) -> Backbone:
+    """Load an embedded T5, a local folder, or a Hugging Face id, and convert its weights to ``dtype``.
+
+    Raises:
+        InputDataError: there is no such model, or it is not a T5.
+    """
+    source = str(EMBEDDED.get(settings.name, settings.name))
+    try:
+        model_type = AutoConfig.from_pretrained(source, revision=settings.revision).model_type
+    except (OSError, ValueError) as error:
+        raise InputDataError(
+            f"No text backbone {settings.name!r}: {str(error).splitlines()[0]} "
+            f"Give {', '.join(EMBEDDED)} (embedded), a local folder, or a Hugging Face id such as google-t5/t5-base"
+        ) from error
+    if model_type != "t5":
+        raise InputDataError(
+            f"Text backbone {settings.name!r} is of type {model_type!r}; a T5 (v1.0, v1.1 or Flan) is needed. "
+            "Choose one with --backbone, such as t5-mini or google/flan-t5-base"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
+    # Digest before conversion, so that fp32 and bf16 runs name the same backbone.
+    changes = {} if settings.dropout is None else {"dropout_rate": settings.dropout}
+    t5 = T5ForConditionalGeneration.from_pretrained(source, revision=settings.revision, dtype="auto", **changes)
+    return Backbone(
+        name=settings.name,
+        weight_digest=weight_digest(t5),
+        tokenizer_digest=tokenizer_digest(tokenizer),
+        t5=t5.to(dtype),
+        tokenizer=tokenizer,
+    )
+
+
+def weight_digest(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all parameters, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over the vocabulary and the ids of a probe sentence."""
+    entries = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    return hashlib.sha256(repr((entries, tokenizer(PROBE)["input_ids"])).encode()).hexdigest()

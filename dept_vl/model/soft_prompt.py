@@ -1,0 +1,51 @@
+"""A learned prompt of continuous vectors (Lester et al. 2021), and the ways to start it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+COMMON_TOKENS = 5000  # Lester et al. sample the prompt from so many of the most common tokens
+
+
+class SoftPrompt(nn.Module):
+    """P vectors put before the text; the text itself is embedded as the frozen model does."""
+
+    def __init__(self, prompt: Float[Tensor, "P H"]) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(prompt)
+
+    def embed_text(self, embedded: Float[Tensor, "B T H"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T H"]:
+        """The frozen token embeddings, unchanged."""
+        return embedded
+
+
+def from_vocabulary(
+    embeddings: Float[Tensor, "vocabulary H"],
+    length: int,
+    *,
+    special_ids: Sequence[int],
+    generator: torch.Generator,
+) -> Float[Tensor, "P H"]:
+    """The embeddings of tokens sampled from the most common ones (low ids), special tokens left out."""
+    allowed = torch.ones(len(embeddings), dtype=torch.bool)
+    allowed[list(special_ids)] = False
+    candidates = allowed.nonzero().flatten()[:COMMON_TOKENS]
+    chosen = candidates[torch.randint(len(candidates), (length,), generator=generator)]
+    return embeddings[chosen].clone()
+
+
+def from_text(
+    embeddings: Float[Tensor, "vocabulary H"], length: int, *, token_ids: Sequence[int]
+) -> Float[Tensor, "P H"]:
+    """The embeddings of a text's tokens, repeated and cut to the length (the official DePT code)."""
+    repeated = (list(token_ids) * -(-length // len(token_ids)))[:length]
+    return embeddings[repeated].clone()
+
+
+def from_normal(length: int, hidden_size: int, *, generator: torch.Generator) -> Float[Tensor, "P H"]:
+    """Standard normal numbers."""
+    return torch.randn(length, hidden_size, generator=generator)

@@ -1,0 +1,79 @@
+"""Which parameters train, in which group, and how many they are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from dept_vl.config import OptimizerSettings
+from dept_vl.model.decomposed_prompt import DecomposedPrompt
+from dept_vl.model.vl_t5 import VLT5
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that share a learning rate and a weight decay; names are those in the adapter file."""
+
+    name: str  # prompt, low_rank, visual or backbone
+    parameters: dict[str, nn.Parameter]
+    learning_rate: float
+    weight_decay: float
+
+    @property
+    def size(self) -> int:
+        """Numbers in all parameters of the group."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+
+def select_trainable(model: VLT5, *, train_backbone: bool, optimizer: OptimizerSettings) -> list[ParameterGroup]:
+    """Freeze the model but for its prompt, its visual embedding and, where asked, T5; return the groups that train."""
+    prompt, visual = model.encoder.prompt, model.encoder.visual_embedding
+    found: dict[str, dict[str, nn.Parameter]] = {"prompt": {}, "low_rank": {}, "visual": {}, "backbone": {}}
+    if prompt is not None:
+        found["prompt"]["prompt.prompt"] = prompt.prompt
+    if isinstance(prompt, DecomposedPrompt):
+        found["low_rank"] = {"prompt.a": prompt.a, "prompt.b": prompt.b}
+    if visual is not None:
+        found["visual"] = {f"visual_embedding.{name}": value for name, value in visual.named_parameters()}
+    if train_backbone:
+        found["backbone"] = {f"t5.{name}": value for name, value in model.t5.named_parameters()}
+
+    model.requires_grad_(False)
+    groups = []
+    for name, parameters in found.items():
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        if any(parameter.numel() for parameter in parameters.values()):
+            rate, decay = getattr(optimizer, f"{name}_lr"), getattr(optimizer, f"{name}_weight_decay")
+            groups.append(ParameterGroup(name, parameters, rate, decay))
+    return groups
+
+
+class TrainableCount(NamedTuple):
+    """How many parameters train: the method's own, the visual part's, and all of the model."""
+
+    own: int
+    visual: int
+    total: int  # of the model, trained or not
+
+    @property
+    def percent(self) -> float:
+        """Share of the model that trains, as VL-Adapter reports it: trained / (model with the added parts) * 100."""
+        return 100 * (self.own + self.visual) / self.total
+
+    def describe(self, method: str) -> str:
+        """One line with all of them."""
+        return (
+            f"trainable parameters: {self.own:,} of {method} itself + {self.visual:,} of the visual embedding "
+            f"= {self.own + self.visual:,} ({self.percent:.2f} % of {self.total:,})"
+        )
+
+
+def count_trainable(model: VLT5, groups: list[ParameterGroup]) -> TrainableCount:
+    """Count the parameters of the groups."""
+    visual = sum(group.size for group in groups if group.name == "visual")
+    return TrainableCount(
+        own=sum(group.size for group in groups) - visual,
+        visual=visual,
+        total=sum(parameter.numel() for parameter in model.parameters()),
+    )

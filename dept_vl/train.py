@@ -1,0 +1,56 @@
+"""Train a method on a task: ``python -m dept_vl.train --help``."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from dept_vl.command_line import Parser, StopSignal, command_text, run
+from dept_vl.config import layer_names, load_settings
+
+EXAMPLES = """\
+  python -m dept_vl.train --task vqa --data vqa/ --features coco.store --output runs/dept
+  python -m dept_vl.train --task vqa --data vqa/ --features coco.store --output runs/prompt --method prompt \\
+      --backbone google-t5/t5-base data.batch_size=64 optimizer.prompt_lr=0.3"""
+
+
+def main(arguments: list[str]) -> None:
+    """Train as the arguments say; the same arguments again go on from the newest checkpoint."""
+    parser = Parser("dept_vl.train", "Train a method on a task, with visual tokens from a feature store.", EXAMPLES)
+    parser.add_argument("--task", required=True, metavar="TASK", help=f"one of: {', '.join(layer_names('task'))}")
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder of the official files")
+    parser.add_argument("--features", required=True, type=Path, metavar="STORE", help="what dept_vl.extract wrote")
+    parser.add_argument("--output", required=True, type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("--method", metavar="NAME", help=f"one of: {', '.join(layer_names('method'))} (default: dept)")
+    parser.add_argument(
+        "--backbone", metavar="NAME", help="t5-mini (default), a Hugging Face T5 such as google-t5/t5-base, or a folder"
+    )
+    parser.add_argument("--recipe", metavar="NAME", help=f"one of: {', '.join(layer_names('recipe'))}")
+    parser.add_argument("--dry-run", action="store_true", help="check settings, data, features and disk; write nothing")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="any setting of configs/base.yaml"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    chosen = {group: getattr(options, group) for group in ("backbone", "method", "task", "recipe")}
+    load_settings(chosen, options.overrides)  # a wrong setting is told at once, before torch is loaded
+    _train(options, command_text("dept_vl.train", arguments), chosen)
+
+
+def _train(options: Namespace, command: str, chosen: dict[str, str | None]) -> None:
+    from dept_vl.training.run import train_run
+
+    with StopSignal() as stop:
+        train_run(
+            settings=load_settings(chosen, options.overrides),
+            data=options.data,
+            features=options.features,
+            output=options.output,
+            command=command,
+            dry_run=options.dry_run,
+            stop=stop,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))

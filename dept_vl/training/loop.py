@@ -1,0 +1,270 @@
+"""The training loop, for every task and method, on one process or several."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import AdamW
+from tqdm import tqdm
+
+from dept_vl.command_line import StopSignal, say
+from dept_vl.config import Settings
+from dept_vl.model.adapter import restore_tensors, trained_tensors
+from dept_vl.model.decomposed_prompt import DecomposedPrompt
+from dept_vl.model.trainable import ParameterGroup
+from dept_vl.model.vl_t5 import VLT5
+from dept_vl.training.checkpoint import Checkpoint, Progress, load_newest_checkpoint, save_checkpoint
+from dept_vl.training.loss_log import LossLog
+from dept_vl.training.optimizer import (
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    schedule_factor,
+    set_learning_rates,
+)
+from dept_vl.types import Batch
+from feature_extraction.durable import write_durably
+from feature_extraction.errors import Interrupted, NumericalError
+
+COLLAPSED_SHARE = 0.99  # of one answer among all predictions; above it the model has most likely learned nothing
+
+
+class Validation(NamedTuple):
+    """What a validation found."""
+
+    metrics: dict[str, float | None]
+    score: float  # the selection metric; the highest is best
+    most_frequent_answer: str
+    most_frequent_share: float  # of all predictions, 0 to 1
+
+
+class TrainingResult(NamedTuple):
+    """Where a run ended, and its best trained tensors."""
+
+    progress: Progress
+    best: dict[str, Tensor]
+
+
+class _Run(NamedTuple):
+    """What every part of the loop needs."""
+
+    model: VLT5
+    groups: Sequence[ParameterGroup]
+    optimizer: AdamW
+    settings: Settings
+    folder: Path
+    accelerator: Accelerator
+    log: LossLog | None  # on the main process only
+
+
+def train(
+    *,
+    model: VLT5,
+    groups: Sequence[ParameterGroup],
+    batches_from: Callable[[int], Iterator[Batch]],
+    validate: Callable[[VLT5], Validation],
+    settings: Settings,
+    total_steps: int,
+    folder: Path,
+    accelerator: Accelerator,
+    stop: StopSignal,
+) -> TrainingResult:
+    """Train to the end, from the newest checkpoint in ``folder`` if there is one.
+
+    Args:
+        batches_from: gives this process's batches, on any device, starting with that of the given step.
+        validate: scores the model on the validation split; called on every process.
+        total_steps: updates of the whole run.
+        stop: true once the run should save and end.
+
+    Raises:
+        NumericalError: a loss or gradient is not finite; the update is not made, the last checkpoint stays.
+        Interrupted: a signal came; the state is saved.
+        DamagedError: the newest checkpoint is not what was written.
+    """
+    optimizer = make_optimizer(groups, settings.optimizer)
+    checkpoint = load_newest_checkpoint(folder / "checkpoints")
+    progress, best = Progress(), trained_tensors(model, groups)
+    if checkpoint is not None:
+        progress, best = checkpoint.progress, checkpoint.best
+        restore_tensors(model, groups, checkpoint.model, folder / "checkpoints")
+        restore_optimizer(optimizer, groups, checkpoint.optimizer)
+        if accelerator.is_main_process:
+            say(f"Resuming at step {progress.step:,} of {total_steps:,}")
+    log = LossLog(folder / "log.jsonl", resume_step=progress.step) if accelerator.is_main_process else None
+    wrapped = accelerator.prepare(model)
+    run = _Run(model, groups, optimizer, settings, folder, accelerator, log)
+
+    bar = tqdm(total=total_steps, initial=progress.step, unit="step", disable=not _shows_bar(accelerator))
+    batches = batches_from(progress.step)
+    while progress.step < total_steps and not progress.finished:
+        batch = next(batches).to(accelerator.device)
+        _update(run, wrapped, batch, progress, total_steps)
+        bar.update()
+        if progress.step % settings.training.evaluate_every == 0 or progress.step == total_steps:
+            best = _validate(run, validate, progress, best)
+        stopping = _any_process(accelerator, bool(stop))
+        progress.finished = progress.finished or progress.step == total_steps
+        if progress.finished or stopping or progress.step % settings.training.checkpoint_every == 0:
+            _save(run, progress, best)
+        if stopping and not progress.finished:
+            raise Interrupted(
+                f"{stop.name or 'a signal'} at step {progress.step:,} of {total_steps:,}, saved in {folder}. "
+                "Run the same command to go on"
+            )
+    bar.close()
+    if log is not None:
+        log.close()
+    return TrainingResult(progress, best)
+
+
+def _update(run: _Run, wrapped: torch.nn.Module, batch: Batch, progress: Progress, total_steps: int) -> None:
+    """One optimizer step, and a line of the loss log where a window of steps ends."""
+    training, step = run.settings.training, progress.step
+    started = time.monotonic()
+    # Dropout is a function of (seed, step, process): resuming needs no generator state.
+    torch.manual_seed(hash((training.seed, step, run.accelerator.process_index)))
+    run.model.train()
+    output = wrapped(batch)
+    run.accelerator.backward(output.loss)
+    parameters = [parameter for group in run.groups for parameter in group.parameters.values()]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.settings.optimizer.clip_norm))
+    loss = float(output.loss.detach())
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        _refuse_update(run, batch, step, loss, norm)
+
+    logs = (step + 1) % training.log_every == 0
+    before = [[value.detach().clone() for value in group.parameters.values()] for group in run.groups] if logs else []
+    factor = schedule_factor(step, total_steps=total_steps, warmup_fraction=run.settings.optimizer.warmup_fraction)
+    set_learning_rates(run.optimizer, factor)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    progress.step += 1
+    progress.window_loss += loss
+    progress.window_steps += 1
+    if logs:
+        _record(
+            run,
+            {
+                "step": progress.step,
+                "loss": progress.window_loss / progress.window_steps,
+                "gradient_norm": norm,
+                "learning_rate": {group["name"]: group["lr"] for group in run.optimizer.param_groups},
+                "update_norm": {
+                    group.name: _distance(group.parameters.values(), old)
+                    for group, old in zip(run.groups, before, strict=True)
+                },
+                "seconds": time.monotonic() - started,
+            },
+        )
+        progress.window_loss, progress.window_steps = 0.0, 0
+
+
+def _validate(
+    run: _Run, validate: Callable[[VLT5], Validation], progress: Progress, best: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Score the model, say whether it is learning, and return the best tensors so far."""
+    _share_trained_length(run)
+    run.model.eval()
+    result = validate(run.model)
+    prompt = run.model.encoder.prompt
+    prompt_norm = None if prompt is None else float(prompt.prompt.detach().norm())
+    _record(
+        run,
+        {
+            "step": progress.step,
+            "validation": result.metrics,
+            "prompt_norm": prompt_norm,
+            "most_frequent_answer": result.most_frequent_answer,
+            "most_frequent_share": result.most_frequent_share,
+        },
+    )
+    name = run.settings.task.selection_metric
+    if run.accelerator.is_main_process:
+        line = f"step {progress.step:,}: validation {name} {result.score:.2f}"
+        line += "" if prompt_norm is None else f", prompt norm {prompt_norm:.1f}"
+        line += f", {result.most_frequent_share:.0%} of the answers are {result.most_frequent_answer!r}"
+        if result.most_frequent_share >= COLLAPSED_SHARE:
+            line += ". It is not learning yet: if this stays, change optimizer.prompt_lr or train for more steps"
+        tqdm.write(line, file=sys.stderr)
+
+    if progress.best_score is None or result.score > progress.best_score:
+        progress.best_score, progress.best_step, progress.validations_without_gain = result.score, progress.step, 0
+        return trained_tensors(run.model, run.groups)
+    progress.validations_without_gain += 1
+    patience = run.settings.training.patience
+    if patience is not None and progress.validations_without_gain >= patience:
+        progress.finished = True
+        if run.accelerator.is_main_process:
+            say(f"No better {name} in {patience} validations: stopped early at step {progress.step:,}")
+    return best
+
+
+def _save(run: _Run, progress: Progress, best: dict[str, Tensor]) -> None:
+    _share_trained_length(run)
+    if run.accelerator.is_main_process:
+        checkpoint = Checkpoint(
+            progress, trained_tensors(run.model, run.groups), best, optimizer_tensors(run.optimizer, run.groups)
+        )
+        save_checkpoint(run.folder / "checkpoints", checkpoint)
+    run.accelerator.wait_for_everyone()
+
+
+def _refuse_update(run: _Run, batch: Batch, step: int, loss: float, norm: float) -> None:
+    path = run.folder / "nan_batch.json"
+    record = {"step": step, "loss": str(loss), "gradient_norm": str(norm), "example_ids": batch.example_ids}
+    if run.accelerator.is_main_process:
+        write_durably(path, (json.dumps(record, indent=1) + "\n").encode())
+    raise NumericalError(
+        f"Loss {loss} and gradient norm {norm} at step {step:,} are not both finite; the update was not made. "
+        f"The example ids are in {path}, the last good checkpoint in {run.folder / 'checkpoints'}. "
+        "Try a lower optimizer.prompt_lr in a new --output folder, or training.precision=fp32"
+    )
+
+
+def _record(run: _Run, record: Mapping[str, Any]) -> None:
+    """Write to the local log, and hand the numbers to the tracker, whose failure never stops training."""
+    if run.log is None:
+        return
+    run.log.write(record)
+    numbers = {
+        f"{key}/{name}" if name else key: value
+        for key, entry in record.items()
+        for name, value in (entry.items() if isinstance(entry, Mapping) else [("", entry)])
+        if isinstance(value, int | float) and key != "step"
+    }
+    try:
+        run.accelerator.log(numbers, step=record["step"])
+    except Exception as error:
+        say(f"The tracker did not take step {record['step']} ({error}); log.jsonl has it, training goes on")
+
+
+def _share_trained_length(run: _Run) -> None:
+    """DePT's count of trained rows is the largest of all processes, each of which saw other texts."""
+    prompt = run.model.encoder.prompt
+    if isinstance(prompt, DecomposedPrompt):
+        prompt.trained_length.copy_(run.accelerator.gather(prompt.trained_length.reshape(1)).max())
+
+
+def _any_process(accelerator: Accelerator, flag: bool) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.gather(torch.tensor([flag], device=accelerator.device)).any())
+
+
+def _distance(parameters: Iterator[Tensor], old: Sequence[Tensor]) -> float:
+    squares = [(new.detach() - former).square().sum() for new, former in zip(parameters, old, strict=True)]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def _shows_bar(accelerator: Accelerator) -> bool:
+    return accelerator.is_main_process and sys.stderr.isatty()

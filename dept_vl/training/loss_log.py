@@ -1,0 +1,44 @@
+"""log.jsonl: one JSON line for each window of steps and for each validation, cut back when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from feature_extraction.durable import write_durably
+
+
+class LossLog:
+    """Appends records to log.jsonl. Every record has a ``step``; ``seconds`` is the only field that reads a clock."""
+
+    def __init__(self, path: Path, *, resume_step: int) -> None:
+        """Open the log and drop all that was written after ``resume_step``, or only in part."""
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= resume_step]
+        write_durably(path, b"".join(kept))
+        self._file = path.open("ab")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record; it survives a killed process from now on."""
+        self._file.write((json.dumps(record) + "\n").encode())
+        self._file.flush()
+
+    def __enter__(self) -> LossLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a log."""
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines

@@ -1,0 +1,89 @@
+"""AdamW over named groups, each with its own learning rate and weight decay, and one schedule for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from dept_vl.config import OptimizerSettings
+from dept_vl.model.trainable import ParameterGroup
+from feature_extraction.errors import DamagedError
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of one parameter
+
+
+def make_optimizer(groups: Sequence[ParameterGroup], settings: OptimizerSettings) -> AdamW:
+    """AdamW (Loshchilov & Hutter 2019) with decoupled weight decay in every group."""
+    return AdamW(
+        [
+            {
+                "name": group.name,
+                "params": list(group.parameters.values()),
+                "lr": group.learning_rate,
+                "base_lr": group.learning_rate,
+                "weight_decay": group.weight_decay,
+            }
+            for group in groups
+        ],
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+    )
+
+
+def schedule_factor(step: int, *, total_steps: int, warmup_fraction: float) -> float:
+    """What every learning rate is multiplied by in the update after ``step`` updates: linear up, then linear to zero.
+
+    A function of the step alone: it is the same on any number of processes, and resuming needs no state.
+    """
+    warmup_steps = round(total_steps * warmup_fraction)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return (total_steps - step) / max(total_steps - warmup_steps, 1)
+
+
+def set_learning_rates(optimizer: AdamW, factor: float) -> None:
+    """Set each group's learning rate to its own base rate times the factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def optimizer_tensors(optimizer: AdamW, groups: Sequence[ParameterGroup]) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors, for a safetensors file."""
+    return {
+        f"{name}.{moment}": optimizer.state[parameter][moment].contiguous()
+        for group in groups
+        for name, parameter in group.parameters.items()
+        if parameter in optimizer.state
+        for moment in MOMENTS
+    }
+
+
+def restore_optimizer(optimizer: AdamW, groups: Sequence[ParameterGroup], tensors: dict[str, Tensor]) -> None:
+    """Put back what ``optimizer_tensors`` gave.
+
+    Raises:
+        DamagedError: the tensors are not those of the groups.
+    """
+    expected = {
+        f"{name}.{moment}": torch.Size([]) if moment == "step" else parameter.shape
+        for group in groups
+        for name, parameter in group.parameters.items()
+        for moment in MOMENTS
+    }
+    got = {name: tensor.shape for name, tensor in tensors.items()}
+    if got != expected:
+        different = sorted(expected.items() ^ got.items())[0][0]
+        raise DamagedError(
+            f"The optimizer state in the checkpoint does not fit the model, first at {different!r}: expected "
+            f"{expected.get(different)}, got {got.get(different)}. Delete that checkpoint to go on from the one before"
+        )
+    for group in groups:
+        for name, parameter in group.parameters.items():
+            state = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}
+            optimizer.state[parameter] = {
+                moment: tensor.clone() if moment == "step" else tensor.to(parameter.device, copy=True)
+                for moment, tensor in state.items()
+            }
