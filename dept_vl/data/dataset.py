@@ -51,15 +51,15 @@ class ExampleDataset:
     def __init__(self, examples: Sequence[Example], tokens: TokenTable, store: FeatureStore | None) -> None:
         """Take a store of None for examples without images, whose visual tokens are [0 0 0]."""
         self.tokens = tokens
-        self._examples = examples
+        self.examples = examples
         self._store = store
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self.examples)
 
     def item(self, index: int, target: int = NO_TARGET) -> Item:
         """One example with the target of a given row; without one, its target is </s> alone, of weight 0."""
-        example = self._examples[index]
+        example = self.examples[index]
         visual_tokens, boxes = self._read(example.image_ids)
         known = target != NO_TARGET
         return Item(

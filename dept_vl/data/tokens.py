@@ -233,9 +233,10 @@ def _write_cache(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def _metadata(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, str]:
-    """The file's own name and a checksum, which safetensors does not have."""
+    """The file's own name and a checksum of its arrays, which safetensors does not have."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
         digest.update(arrays[name].tobytes())
-    return {"name": path.name, "sha256": digest.hexdigest()}
+    # One key only: safetensors would write several in any order.
+    return {"dept_vl": f"{path.name} {digest.hexdigest()}"}

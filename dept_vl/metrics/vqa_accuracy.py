@@ -61,7 +61,7 @@ def processing(human_answers: Sequence[str]) -> Callable[[str], str]:
 
     So "yes" does not match ten times "Yes".
     """
-    return strip if len({strip(answer) for answer in human_answers}) == 1 else normalise
+    return strip if len({strip(answer) for answer in set(human_answers)}) == 1 else normalise
 
 
 def strip(text: str) -> str:

@@ -1,22 +1,21 @@
-"""The Task record, how one is found by name, and what every reader of a data set needs."""
+"""The Task record, and how one is found by name."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import pkgutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import dept_vl.tasks
 from dept_vl.config import TaskSettings
 from dept_vl.types import Example, Prediction, Scores
-from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.errors import UsageError
 
-FIRST_IDS = 5  # how many ids a message names
+NO_TASKS = ("task", "files")  # the modules beside the tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ def load_task(settings: TaskSettings) -> Task:
     Raises:
         UsageError: dept_vl/tasks has no such module.
     """
-    modules = [module.name for module in pkgutil.iter_modules(dept_vl.tasks.__path__) if module.name != "task"]
+    modules = [module.name for module in pkgutil.iter_modules(dept_vl.tasks.__path__) if module.name not in NO_TASKS]
     if settings.module not in modules:
         raise UsageError(
             f"task.module is {settings.module!r}, but dept_vl/tasks has no such module."
@@ -71,23 +70,3 @@ def nearest(name: str, known: Collection[str]) -> str:
     """A sentence that asks whether the most similar known name was meant, or nothing."""
     matches = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
-
-
-def count_and_first(ids: Sequence[object]) -> str:
-    """How many ids there are, and which come first."""
-    rest = ", ..." if len(ids) > FIRST_IDS else ""
-    return f"{len(ids):,} ({', '.join(str(one) for one in ids[:FIRST_IDS])}{rest})"
-
-
-def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    """The content of a JSON file.
-
-    Raises:
-        InputDataError: there is no such file, or it is not one JSON value in UTF-8.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputDataError(f"No file {path}. Check the path") from None
-    except (ValueError, RecursionError) as error:
-        raise InputDataError(f"{path} is not one JSON value in UTF-8: {error}. Download or write it again") from error

@@ -39,7 +39,9 @@ def decomposed_prompt(length: int = 3, rows: int = 8) -> DecomposedPrompt:
 
 
 def real_states(encoder: MultimodalEncoder, batch: Batch) -> list[Tensor]:
-    """The encoder states of each example at its real positions."""
+    """The encoder states of each example at its real positions, in the encoder's precision."""
+    dtype = next(encoder.parameters()).dtype
+    batch = replace(batch, visual_tokens=batch.visual_tokens.to(dtype), boxes=batch.boxes.to(dtype))
     with torch.no_grad():
         states, mask = encoder(batch)
     return [state[where] for state, where in zip(states, mask, strict=True)]
@@ -75,32 +77,38 @@ def test_with_the_prompt_only_it_equals_peft_prompt_tuning(make_t5: MakeT5, make
 def test_padding_on_either_side_changes_nothing(
     make_t5: MakeT5, make_batch: MakeBatch, vl_t5_positions: bool, pad_left: bool
 ) -> None:
-    encoder = MultimodalEncoder(
-        t5_encoder=make_t5().encoder,
-        prompt=decomposed_prompt(),
-        visual_embedding=visual_embedding(),
-        vl_t5_positions=vl_t5_positions,
-    ).eval()
+    encoder = (
+        MultimodalEncoder(
+            t5_encoder=make_t5().encoder,
+            prompt=decomposed_prompt(),
+            visual_embedding=visual_embedding(),
+            vl_t5_positions=vl_t5_positions,
+        )
+        .double()
+        .eval()
+    )
     plain = real_states(encoder, make_batch((5, 3)))
     padded = real_states(encoder, make_batch((5, 3), pad=4, pad_left=pad_left))
     for one, other in zip(plain, padded, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("vl_t5_positions", [False, True])
-def test_an_example_does_not_depend_on_its_batch(
-    make_t5: MakeT5, make_batch: MakeBatch, vl_t5_positions: bool
-) -> None:
-    encoder = MultimodalEncoder(
-        t5_encoder=make_t5().encoder,
-        prompt=decomposed_prompt(),
-        visual_embedding=visual_embedding(),
-        vl_t5_positions=vl_t5_positions,
-    ).eval()
+def test_an_example_does_not_depend_on_its_batch(make_t5: MakeT5, make_batch: MakeBatch, vl_t5_positions: bool) -> None:
+    encoder = (
+        MultimodalEncoder(
+            t5_encoder=make_t5().encoder,
+            prompt=decomposed_prompt(),
+            visual_embedding=visual_embedding(),
+            vl_t5_positions=vl_t5_positions,
+        )
+        .double()
+        .eval()
+    )
     batch = make_batch((5, 3))
     names = [name for name in Batch.__slots__ if name != "example_ids"]
     alone = Batch(example_ids=batch.example_ids[1:], **{name: getattr(batch, name)[1:] for name in names})
-    torch.testing.assert_close(real_states(encoder, alone)[0], real_states(encoder, batch)[1], rtol=0, atol=2e-6)
+    torch.testing.assert_close(real_states(encoder, alone)[0], real_states(encoder, batch)[1], rtol=0, atol=1e-12)
 
 
 def test_the_vl_t5_rule_has_no_bias_wherever_a_visual_token_takes_part(make_t5: MakeT5) -> None:
@@ -125,9 +133,7 @@ def test_the_joint_rule_numbers_visual_tokens_after_the_last_real_text_token(mak
 
 
 def test_masked_visual_tokens_change_nothing(make_t5: MakeT5, make_batch: MakeBatch) -> None:
-    encoder = MultimodalEncoder(
-        t5_encoder=make_t5().encoder, prompt=None, visual_embedding=visual_embedding()
-    ).eval()
+    encoder = MultimodalEncoder(t5_encoder=make_t5().encoder, prompt=None, visual_embedding=visual_embedding()).eval()
     batch = make_batch((4,))
     mask = torch.tensor([[[True, True, True, False]]])
     junk = batch.visual_tokens.clone()
