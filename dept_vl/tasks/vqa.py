@@ -72,24 +72,19 @@ def score(predictions: Sequence[Prediction], examples: Sequence[Example]) -> Sco
     They are None, but for the count, where the human answers are withheld.
     """
     answers = dict(predictions)
-    per_example = {
-        example.example_id: vqa_accuracy(answers[example.example_id], example.references)
-        for example in examples
-        if example.references
-    }
-    by_answer_type: defaultdict[str, list[float]] = defaultdict(list)
-    by_question_type: defaultdict[str, list[float]] = defaultdict(list)
+    per_example: dict[str, float] = {}
+    groups: dict[str, list[float]] = {name: [] for name in ("accuracy", *ANSWER_TYPES.values())}
     for example in examples:
         if example.references:
-            by_answer_type[example.slices["answer_type"]].append(per_example[example.example_id])
-            by_question_type[example.slices["question_type"]].append(per_example[example.example_id])
-    overall = list(per_example.values())
+            accuracy = vqa_accuracy(answers[example.example_id], example.references)
+            per_example[example.example_id] = accuracy
+            slices = example.slices
+            for name in ("accuracy", ANSWER_TYPES[slices["answer_type"]], f"per_type/{slices['question_type']}"):
+                groups.setdefault(name, []).append(accuracy)
+    metrics: dict[str, float | None] = {name: percentage(scores) for name, scores in groups.items()}
+    overall = groups["accuracy"]
     low, high = (round(100 * end, 2) for end in bootstrap_interval(overall)) if overall else (None, None)
-    metrics: dict[str, float | None] = {"accuracy": percentage(overall)}
-    metrics |= {key: percentage(by_answer_type[name]) for name, key in ANSWER_TYPES.items()}
-    metrics |= {f"per_type/{name}": percentage(scores) for name, scores in sorted(by_question_type.items())}
-    metrics |= {"n": len(examples), "ci_low": low, "ci_high": high}
-    return Scores(metrics=metrics, per_example=per_example)
+    return Scores(metrics={**metrics, "n": len(examples), "ci_low": low, "ci_high": high}, per_example=per_example)
 
 
 def submit(predictions: Sequence[Prediction], path: Path) -> None:

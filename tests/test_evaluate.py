@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dept_vl.command_line import run
+from dept_vl.evaluate import main
+from feature_extraction.errors import UsageError
+
+TOY_DATA = Path(__file__).parent / "toy_data" / "vqa"
+QUESTIONS = str(TOY_DATA / "v2_OpenEnded_mscoco_val2014_questions.json")
+ANNOTATIONS = str(TOY_DATA / "v2_mscoco_val2014_annotations.json")
+IDS = (42000, 42001, 42002, 73000, 73001, 74000)
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> str:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{"question_id": one, "answer": "yes"} for one in IDS]))
+    return str(path)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The calls that reach the model's side of an evaluation."""
+    received: list[tuple[Any, ...]] = []
+
+    def evaluate_run(*arguments: Any, data: Path | None, features: Path | None) -> dict[str, float | None]:
+        received.append((*arguments, data, features))
+        return {"accuracy": 75.9, "n": 6, "number": None}
+
+    inference = ModuleType("dept_vl.inference")
+    inference.evaluate_run = evaluate_run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dept_vl.inference", inference)
+    return received
+
+
+def test_an_existing_file_is_scored_to_stdout_and_files(
+    predictions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, per_example = tmp_path / "out" / "metrics.json", tmp_path / "out" / "scores.json"
+    arguments = ["--task", "vqa", "--predictions", predictions, "--annotations", ANNOTATIONS]
+    files = ["--questions", QUESTIONS, "--output", str(output), "--per-example", str(per_example)]
+    assert run(main, [*arguments, *files]) == 0
+    metrics = json.loads(output.read_text())
+    assert metrics["accuracy"] == 16.67
+    assert metrics["yes_no"] == 50
+    assert metrics["number"] == 0
+    assert metrics["n"] == 6
+    assert metrics["ci_low"] <= metrics["accuracy"] <= metrics["ci_high"]
+    assert metrics["per_type/is the"] == 100
+    assert json.loads(per_example.read_text()) == {str(one): float(one == 42001) for one in IDS}
+    printed = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert printed == {name: str(value) for name, value in metrics.items()}
+
+
+def test_nothing_is_written_unless_asked(predictions: str, tmp_path: Path) -> None:
+    assert run(main, ["--task", "vqa", "--predictions", predictions, "--annotations", ANNOTATIONS]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_scoring_and_help_do_not_load_torch(predictions: str) -> None:
+    script = (
+        "import sys\nfrom dept_vl.command_line import run\nfrom dept_vl.evaluate import main\n"
+        "code = run(main, sys.argv[1:])\nsys.exit(code or 10 * ('torch' in sys.modules))"
+    )
+    arguments = ["--task", "vqa", "--predictions", predictions, "--annotations", ANNOTATIONS]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("accuracy")
+
+
+def test_help_shows_both_ways_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "--run" in text
+    assert "--predictions" in text
+    assert "exit codes: 0 done" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([{"question_id": one, "answer": "yes"} for one in IDS[1:]], "missing ids: 1 (42000)"),
+        ([{"question_id": one, "answer": "yes"} for one in (*IDS, 5)], "ids that the split does not have: 1 (5)"),
+        ([{"question_id": one, "answer": "yes"} for one in (*IDS, IDS[0])], "more than one prediction: 1 (42000)"),
+        ([{"question_id": str(one), "answer": "yes"} for one in IDS], '"question_id" is text, not a whole number: 6'),
+        ([{"question_id": one, "answer": 1} for one in IDS], '"answer" is a whole number, not text: 6'),
+    ],
+)
+def test_wrong_predictions_are_named_with_exit_code_3(
+    rows: list[Any], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    arguments = ["--task", "vqa", "--predictions", str(tmp_path / "results.json"), "--annotations", ANNOTATIONS]
+    assert run(main, [*arguments, "--output", str(tmp_path / "metrics.json")]) == 3
+    message = capsys.readouterr().err
+    assert named in message
+    assert "results.json" in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_missing_file_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = str(tmp_path / "none.json")
+    assert run(main, ["--task", "vqa", "--predictions", absent, "--annotations", ANNOTATIONS]) == 3
+    assert f"No file {absent}" in capsys.readouterr().err
+
+
+def test_a_run_is_evaluated_with_its_split_folder_and_settings(
+    calls: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--run", "runs/a", "task.num_beams=5", "--split", "test", "--output", "out", "data.workers=2"])
+    assert calls == [(Path("runs/a"), "test", Path("out"), ["task.num_beams=5", "data.workers=2"], None, None)]
+    assert capsys.readouterr().out == "accuracy       75.9\nn                 6\nnumber         null\n"
+
+
+def test_a_run_finds_data_and_features_that_have_moved(calls: list[tuple[Any, ...]]) -> None:
+    main(["--run", "runs/a", "--split", "test", "--data", "d", "--features", "f"])
+    assert calls == [(Path("runs/a"), "test", None, [], Path("d"), Path("f"))]
+
+
+def test_a_further_process_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    inference = ModuleType("dept_vl.inference")
+    inference.evaluate_run = lambda *arguments, **folders: {}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dept_vl.inference", inference)
+    main(["--run", "runs/a", "--split", "test"])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Give either --run RUN --split SPLIT, .* or --task TASK --predictions FILE --annotations FILE"),
+        (["--run", "a", "--task", "vqa"], "Give either --run RUN"),
+        (["--run", "a"], "--run needs --split. See: python -m dept_vl.evaluate --help"),
+        (["--task", "vqa"], "--task needs --predictions and --annotations. See"),
+        (["--run", "a", "--split", "test", "--questions", "q"], "--run does not go with --questions. See"),
+        (["--run", "a", "--split", "test", "--per-example", "s"], "--run does not go with --per-example"),
+        (
+            ["--task", "vqa", "--predictions", "p", "--annotations", "a", "--split", "test", "data.workers=2"],
+            "--task does not go with --split or key=value. See",
+        ),
+        (["--task", "vqq", "--predictions", "p", "--annotations", "a"], "vqq.*vqa"),
+        (["--nonsense"], "nonsense"),
+    ],
+)
+def test_options_that_do_not_belong_together_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        main(arguments)
