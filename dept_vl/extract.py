@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> None:
         EXAMPLES,
     )
     parser.add_argument("--images", type=Path, required=True, help="a folder, or a .txt list with one path a line")
-    parser.add_argument("--output", type=Path, required=True, help="the feature store's folder; an unfinished one goes on")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the feature store's folder; an unfinished one goes on"
+    )
     parser.add_argument(
         "--features",
         metavar="NAME",

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dept_vl.command_line import say
 from dept_vl.config import Settings
-from dept_vl.data.dataset import ExampleDataset
+from dept_vl.data.dataset import ExampleDataset, VisualSource
 from dept_vl.data.loader import evaluation_batches
 from dept_vl.data.preflight import check_examples
 from dept_vl.data.tokens import cache_folder, tokenize_examples
@@ -21,7 +21,6 @@ from dept_vl.model.vl_t5 import VLT5
 from dept_vl.run_folder import load_run
 from dept_vl.tasks.task import Task
 from dept_vl.types import Example, Prediction
-from feature_extraction import FeatureStore
 
 
 def predict(
@@ -81,7 +80,7 @@ def evaluate_run(
     check_examples(examples, loaded.store, f"Split {split!r} of {loaded.data}")
     accelerator = Accelerator(mixed_precision="bf16" if settings.training.precision == "bf16" else "no")
     loaded.model.to(accelerator.device)
-    dataset = make_dataset(examples, loaded.store, loaded.backbone, settings)
+    dataset = make_dataset(examples, loaded.store, loaded.backbone, settings, cache=cache_folder())
     predictions = predict(
         loaded.model,
         dataset,
@@ -100,9 +99,9 @@ def evaluate_run(
 
 
 def make_dataset(
-    examples: Sequence[Example], store: FeatureStore, backbone: Backbone, settings: Settings
+    examples: Sequence[Example], store: VisualSource, backbone: Backbone, settings: Settings, *, cache: Path | None
 ) -> ExampleDataset:
-    """Examples with their token ids, from the cache where this was done before."""
+    """Examples with their token ids, from the cache folder where this was done before."""
     tokens = tokenize_examples(
         examples,
         backbone.tokenizer,
@@ -110,6 +109,6 @@ def make_dataset(
         max_text_length=settings.task.max_text_length,
         max_target_length=settings.task.max_target_length,
         tokenizer_digest=backbone.tokenizer_digest,
-        cache=cache_folder(),
+        cache=cache,
     )
     return ExampleDataset(examples, tokens, store)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
 
+from dept_vl.data.dataset import Item
+from dept_vl.data.tokens import TokenIds
 from dept_vl.types import Batch
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Int64
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from dept_vl.data.dataset import Item
 
 
 def collate(items: Sequence[Item], *, pad_id: int, bucket_width: int, max_text_length: int) -> Batch:
@@ -46,9 +42,7 @@ def collate(items: Sequence[Item], *, pad_id: int, bucket_width: int, max_text_l
     )
 
 
-def _pad(
-    rows: Sequence[NDArray[np.int32]], length: int, pad_id: int
-) -> tuple[Int64[Tensor, "B T"], Bool[Tensor, "B T"]]:
+def _pad(rows: Sequence[TokenIds], length: int, pad_id: int) -> tuple[Int64[Tensor, "B T"], Bool[Tensor, "B T"]]:
     ids = np.full((len(rows), length), pad_id, dtype=np.int64)
     for into, row in zip(ids, rows, strict=True):
         into[: len(row)] = row

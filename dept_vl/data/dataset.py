@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float16, Float32, Int64
 
 from dept_vl.data.order import TARGETS, random_stream
-from dept_vl.data.tokens import TokenTable
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from dept_vl.types import Example
-    from feature_extraction import FeatureStore
+from dept_vl.data.tokens import TokenIds, TokenTable
+from dept_vl.types import Example
+from feature_extraction.store_layout import StoredImage
 
 NO_TARGET = -1
 
 
 class Item(NamedTuple):
-    """One example, not yet padded; the axes are named in dept_vl/types.py."""
+    """One example, not yet padded."""
 
     example_id: str
-    text_ids: NDArray[np.int32]  # [T]
-    visual_tokens: NDArray[np.float16]  # [I V D]
-    boxes: NDArray[np.float32]  # [I V 4]
-    target_ids: NDArray[np.int32]  # [L]
+    text_ids: TokenIds
+    visual_tokens: Float16[np.ndarray, "I V D"]
+    boxes: Float32[np.ndarray, "I V 4"]
+    target_ids: TokenIds
     target_weight: float
 
 
-def draw_targets(tokens: TokenTable, *, seed: int, epoch: int) -> NDArray[np.int64]:
+def draw_targets(tokens: TokenTable, *, seed: int, epoch: int) -> Int64[np.ndarray, " examples"]:
     """For each example the row of the target to train on in this epoch, or NO_TARGET.
 
     A target is drawn in proportion to its weight, by the example's own number in the stream of (seed, epoch); where
@@ -45,10 +42,26 @@ def draw_targets(tokens: TokenTable, *, seed: int, epoch: int) -> NDArray[np.int
     return np.where(end > first, drawn, NO_TARGET)
 
 
+@runtime_checkable
+class VisualSource(Protocol):
+    """What a dataset asks of a feature store."""
+
+    @property
+    def visual_tokens(self) -> int:
+        """V."""
+
+    @property
+    def feature_width(self) -> int:
+        """D."""
+
+    def read(self, image_id: str, /) -> StoredImage:
+        """The visual tokens and boxes of one image."""
+
+
 class ExampleDataset:
     """Examples by index, with the visual tokens of their images read from a feature store when they are asked for."""
 
-    def __init__(self, examples: Sequence[Example], tokens: TokenTable, store: FeatureStore | None) -> None:
+    def __init__(self, examples: Sequence[Example], tokens: TokenTable, store: VisualSource | None) -> None:
         """Take a store of None for examples without images, whose visual tokens are [0 0 0]."""
         self.tokens = tokens
         self.examples = examples
@@ -71,7 +84,7 @@ class ExampleDataset:
             target_weight=float(self.tokens.target_weights[target]) if known else 0.0,
         )
 
-    def _read(self, image_ids: tuple[str, ...]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    def _read(self, image_ids: tuple[str, ...]) -> tuple[Float16[np.ndarray, "I V D"], Float32[np.ndarray, "I V 4"]]:
         if not image_ids or self._store is None:
             tokens, width = (self._store.visual_tokens, self._store.feature_width) if self._store else (0, 0)
             return np.empty((0, tokens, width), np.float16), np.empty((0, tokens, 4), np.float32)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import traceback
 from collections.abc import Iterable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dept_vl.data.collate import collate
 from dept_vl.data.dataset import NO_TARGET, ExampleDataset, draw_targets
-from dept_vl.data.order import check_shares, epoch_batches, evaluation_order, share, steps_per_epoch
+from dept_vl.data.order import Indices, check_shares, epoch_batches, evaluation_order, share, steps_per_epoch
 from dept_vl.types import Batch
 from feature_extraction.errors import IncompatibleError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+SECONDS_AFTER_SIGTERM = 10  # that a reading process goes on serving
 
 
 class TrainingBatch(NamedTuple):
@@ -34,8 +34,8 @@ class _Place(NamedTuple):
 
     epoch: int
     position: int
-    examples: NDArray[np.int64]
-    targets: NDArray[np.int64] | None = None
+    examples: Indices
+    targets: Indices | None = None
 
 
 def training_batches(
@@ -118,9 +118,9 @@ class _PlacedBatches(Dataset[TrainingBatch | Exception]):
         try:
             return self.read(place)
         except Exception as error:
-            if hasattr(error, "exit_code"):
-                return error  # raised in the main process as it is: torch would add a traceback to its message
-            raise
+            # Raised in the main process as it is: torch would lengthen its message by this traceback.
+            error.add_note(f"In a reading process:\n{traceback.format_exc()}")
+            return error
 
 
 def _read(batches: _PlacedBatches, places: Iterable[_Place], workers: int) -> Iterator[TrainingBatch]:
@@ -133,7 +133,7 @@ def _read(batches: _PlacedBatches, places: Iterable[_Place], workers: int) -> It
         batch_size=None,  # a place is a whole batch
         collate_fn=_unchanged,
         num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=_outlive_stop_signals,
         generator=torch.Generator(),  # its own, so that the number of workers does not move torch's
     )
     for placed in loader:
@@ -146,7 +146,13 @@ def _unchanged(placed: Any) -> Any:  # noqa: ANN401 - whatever the data set give
     return placed
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Keep serving after a stop signal to the whole group, until the main process has saved and ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _outlive_stop_signals(worker: int) -> None:
+    """Serve on while the main process, which a stop signal to the whole group reaches as well, finishes its step.
+
+    It ends its workers when it is done. After SIGTERM they end by themselves in the end: it is also what a process that
+    exits sends to workers that it did not end.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda number, frame: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))

@@ -6,14 +6,12 @@ meets the same examples in the same order.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from jaxtyping import Int64
 
 from feature_extraction.errors import InputDataError, UsageError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+Indices = Int64[np.ndarray, " examples"]
 
 # What a random stream is for; beside seed and epoch in the generator's seed, so that no two streams are the same.
 ORDER, TARGETS = 1, 2
@@ -30,8 +28,8 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 
 def epoch_batches(
-    lengths: NDArray[np.int64], *, seed: int, epoch: int, batch_size: int, bucket_width: int
-) -> list[NDArray[np.int64]]:
+    lengths: Int64[np.ndarray, " examples"], *, seed: int, epoch: int, batch_size: int, bucket_width: int
+) -> list[Indices]:
     """The example indices of each batch of an epoch, over all processes.
 
     The examples are shuffled, as many are left out as would not fill a batch, and the rest is gathered in buckets of
@@ -57,7 +55,7 @@ def epoch_batches(
     return [batches[index] for index in generator.permutation(len(batches))]
 
 
-def share(batch: NDArray[np.int64], *, rank: int, world: int) -> NDArray[np.int64]:
+def share(batch: Indices, *, rank: int, world: int) -> Indices:
     """The part of a batch that process ``rank`` of ``world`` takes."""
     return batch[rank::world]
 
@@ -83,8 +81,8 @@ def check_shares(examples: int, *, batch_size: int, world: int) -> None:
 
 
 def evaluation_order(
-    lengths: NDArray[np.int64], *, batch_size: int, rank: int = 0, world: int = 1
-) -> list[NDArray[np.int64]]:
+    lengths: Int64[np.ndarray, " examples"], *, batch_size: int, rank: int = 0, world: int = 1
+) -> list[Indices]:
     """The batches that process ``rank`` of ``world`` answers; over all processes every example comes exactly once.
 
     The longest texts come first: if memory does not suffice, that shows at once. ``batch_size`` is that of one process.

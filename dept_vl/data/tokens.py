@@ -9,23 +9,24 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import Float64, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dept_vl.command_line import say
+from dept_vl.types import Example
 from feature_extraction.durable import write_durably
 from feature_extraction.errors import InputDataError, UsageError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+if TYPE_CHECKING:  # a second of import time that a reading process does not need
     from transformers import PreTrainedTokenizerBase
 
-    from dept_vl.types import Example
-
 T = TypeVar("T")
+Arrays = dict[str, np.ndarray]
+TokenIds = Int32[np.ndarray, " tokens"]
 
 LAYOUT = "dept_vl tokens 1"  # of the cache files; another one wherever equal input gives another file
 TEXTS_AT_ONCE = 16_384  # in one call of the tokenizer: enough to keep its threads busy, in little memory
@@ -34,14 +35,14 @@ TEXTS_AT_ONCE = 16_384  # in one call of the tokenizer: enough to keep its threa
 class Ragged(NamedTuple):
     """Rows of differing length, laid end to end: row i is ``values[offsets[i]:offsets[i + 1]]``."""
 
-    values: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    values: TokenIds
+    offsets: Int64[np.ndarray, " rows+1"]
 
-    def row(self, index: int) -> NDArray[np.int32]:
+    def row(self, index: int) -> TokenIds:
         """The token ids of one row."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> Int64[np.ndarray, " rows"]:
         """Tokens in each row."""
         return np.diff(self.offsets)
 
@@ -55,8 +56,8 @@ class TokenTable:
 
     texts: Ragged
     targets: Ragged
-    target_weights: NDArray[np.float64]
-    first_target: NDArray[np.int64]
+    target_weights: Float64[np.ndarray, " targets"]
+    first_target: Int64[np.ndarray, " examples+1"]
     max_text_length: int  # tokens, with </s>
     pad_id: int
     eos_id: int
@@ -151,7 +152,7 @@ def _tokenize(
     eos_id: int,
     max_text_length: int,
     max_target_length: int,
-) -> dict[str, NDArray[Any]]:
+) -> Arrays:
     texts = [prefix + example.text for example in examples]
     targets = [target for example in examples for target in example.targets]
     text_rows = _rows(texts, tokenizer, eos_id, max_text_length, "texts", "task.max_text_length")
@@ -178,7 +179,7 @@ def _rows(
 ) -> Ragged:
     """One row for each text; a text that occurs often, as answers do, is tokenised once."""
     unique = list(dict.fromkeys(texts))
-    ids: dict[str, NDArray[np.int32]] = {}
+    ids: dict[str, TokenIds] = {}
     cut: set[str] = set()
     for some in _pieces(unique, TEXTS_AT_ONCE):
         encoded = tokenizer(list(some), add_special_tokens=False, return_attention_mask=False, verbose=False)
@@ -196,7 +197,7 @@ def _rows(
     return Ragged(np.concatenate([np.empty(0, np.int32), *rows]), _offsets([len(row) for row in rows]))
 
 
-def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+def _offsets(lengths: Sequence[int]) -> Int64[np.ndarray, " rows+1"]:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
@@ -206,7 +207,7 @@ def _pieces(whole: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (whole[start : start + size] for start in range(0, len(whole), size))
 
 
-def _read_cache(path: Path) -> dict[str, NDArray[Any]] | None:
+def _read_cache(path: Path) -> Arrays | None:
     """The arrays of a cache file, or None where there is none that can be trusted."""
     if not path.exists():
         return None
@@ -224,7 +225,7 @@ def _read_cache(path: Path) -> dict[str, NDArray[Any]] | None:
     return None
 
 
-def _write_cache(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+def _write_cache(path: Path, arrays: Arrays) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, save(arrays, metadata=_metadata(path, arrays)))
@@ -232,7 +233,7 @@ def _write_cache(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
         say(f"The token cache {path} could not be written ({error}); going on without. DEPT_VL_CACHE names its folder")
 
 
-def _metadata(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, str]:
+def _metadata(path: Path, arrays: Arrays) -> dict[str, str]:
     """The file's own name and a checksum of its arrays, which safetensors does not have."""
     digest = hashlib.sha256()
     for name in sorted(arrays):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers.utils import logging
 
 from dept_vl.config import BackboneSettings
 from feature_extraction.errors import InputDataError
@@ -48,6 +49,7 @@ def load_backbone(settings: BackboneSettings, *, dtype: torch.dtype = torch.floa
         )
     tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
     # Digest before conversion, so that fp32 and bf16 runs name the same backbone.
+    logging.disable_progress_bar()  # its bar for a second's work only litters the log
     changes = {} if settings.dropout is None else {"dropout_rate": settings.dropout}
     t5 = T5ForConditionalGeneration.from_pretrained(source, revision=settings.revision, dtype="auto", **changes)
     return Backbone(

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,26 +104,27 @@ def train(
     wrapped = accelerator.prepare(model)
     run = _Run(model, groups, optimizer, settings, folder, accelerator, log)
 
-    bar = tqdm(total=total_steps, initial=progress.step, unit="step", disable=not _shows_bar(accelerator))
-    batches = batches_from(progress.step)
-    while progress.step < total_steps and not progress.finished:
-        batch = next(batches).to(accelerator.device)
-        _update(run, wrapped, batch, progress, total_steps)
-        bar.update()
-        if progress.step % settings.training.evaluate_every == 0 or progress.step == total_steps:
-            best = _validate(run, validate, progress, best)
-        stopping = _any_process(accelerator, bool(stop))
-        progress.finished = progress.finished or progress.step == total_steps
-        if progress.finished or stopping or progress.step % settings.training.checkpoint_every == 0:
-            _save(run, progress, best)
-        if stopping and not progress.finished:
-            raise Interrupted(
-                f"{stop.name or 'a signal'} at step {progress.step:,} of {total_steps:,}, saved in {folder}. "
-                "Run the same command to go on"
-            )
-    bar.close()
-    if log is not None:
-        log.close()
+    bar = _progress_bar(progress.step, total_steps, shown=accelerator.is_main_process)
+    try:
+        batches = batches_from(progress.step)
+        while progress.step < total_steps and not progress.finished:
+            _update(run, wrapped, next(batches).to(accelerator.device), progress, total_steps)
+            bar.update()
+            if progress.step % settings.training.evaluate_every == 0 or progress.step == total_steps:
+                best = _validate(run, validate, progress, best)
+            stopping = _any_process(accelerator, bool(stop))
+            progress.finished = progress.finished or progress.step == total_steps
+            if progress.finished or stopping or progress.step % settings.training.checkpoint_every == 0:
+                _save(run, progress, best)
+            if stopping and not progress.finished:
+                raise Interrupted(
+                    f"{stop.name or 'a signal'} at step {progress.step:,} of {total_steps:,}, saved in {folder}. "
+                    "Run the same command to go on"
+                )
+    finally:
+        bar.close()
+        if log is not None:
+            log.close()
     return TrainingResult(progress, best)
 
 
@@ -261,10 +262,11 @@ def _any_process(accelerator: Accelerator, flag: bool) -> bool:
     return bool(accelerator.gather(torch.tensor([flag], device=accelerator.device)).any())
 
 
-def _distance(parameters: Iterator[Tensor], old: Sequence[Tensor]) -> float:
+def _distance(parameters: Iterable[Tensor], old: Sequence[Tensor]) -> float:
     squares = [(new.detach() - former).square().sum() for new, former in zip(parameters, old, strict=True)]
     return float(torch.stack(squares).sum().sqrt())
 
 
-def _shows_bar(accelerator: Accelerator) -> bool:
-    return accelerator.is_main_process and sys.stderr.isatty()
+def _progress_bar(step: int, total_steps: int, *, shown: bool) -> tqdm[Any]:
+    interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
+    return tqdm(total=total_steps, initial=step, unit="step", disable=not shown, mininterval=interval)

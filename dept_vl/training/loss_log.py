@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from feature_extraction.durable import write_durably
@@ -25,12 +24,8 @@ class LossLog:
         self._file.write((json.dumps(record) + "\n").encode())
         self._file.flush()
 
-    def __enter__(self) -> LossLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

@@ -17,6 +17,7 @@ from dept_vl.config import Settings
 from dept_vl.data.loader import training_batches
 from dept_vl.data.order import steps_per_epoch
 from dept_vl.data.preflight import check_examples
+from dept_vl.data.tokens import cache_folder
 from dept_vl.inference import make_dataset, predict
 from dept_vl.model.adapter import Adapter, adapter_identity
 from dept_vl.model.backbone import load_backbone
@@ -55,10 +56,10 @@ def train_run(
     store = FeatureStore.open(features)
     settings = replace(settings, features=store.settings)
     task = load_task(settings.task)
-    training_examples, validation_examples = task.read(data, "train"), task.read(data, "validation")
+    training_examples, all_validation_examples = task.read(data, "train"), task.read(data, "validation")
     check_examples(training_examples, store, f"Split 'train' of {data}")
-    check_examples(validation_examples, store, f"Split 'validation' of {data}")
-    validation_examples = _choose(validation_examples, settings.training.validation_examples)
+    check_examples(all_validation_examples, store, f"Split 'validation' of {data}")
+    validation_examples = _choose(all_validation_examples, settings.training.validation_examples)
     if talks:
         store.verify()
 
@@ -97,8 +98,8 @@ def train_run(
     _start_tracker(accelerator, settings)
 
     with accelerator.main_process_first():  # the first process tokenises, the others read its cache
-        training_set = make_dataset(training_examples, store, backbone, settings)
-        validation_set = make_dataset(validation_examples, store, backbone, settings)
+        training_set = make_dataset(training_examples, store, backbone, settings, cache=cache_folder())
+        validation_set = make_dataset(validation_examples, store, backbone, settings, cache=cache_folder())
 
     def batches_from(step: int) -> Iterator[Batch]:
         epoch, position = divmod(step, steps_in_epoch)

@@ -1,0 +1,81 @@
+"""Answers of a trained run to images and texts at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dept_vl.data.loader import evaluation_batches
+from dept_vl.inference import make_dataset
+from dept_vl.model.adapter import refuse_differences
+from dept_vl.run_folder import LoadedRun, load_run
+from dept_vl.types import Example
+from feature_extraction.backbones import Backbone as ImageBackbone
+from feature_extraction.backbones import build_backbone
+from feature_extraction.errors import InputDataError
+from feature_extraction.store import StoredImage
+
+
+class Predictor:
+    """A trained run that takes image files.
+
+    ::
+
+        from dept_vl import Predictor
+        predictor = Predictor.from_run("runs/dept")
+        predictor.answer("photo.jpg", "what color is the cat?")
+    """
+
+    def __init__(self, run: LoadedRun) -> None:
+        """Take a loaded run, and build the image backbone that its features came from.
+
+        Raises:
+            IncompatibleError: the image backbone at hand has other weights or preprocessing than the features.
+        """
+        self._run = run
+        self._images = build_backbone(run.store.settings)
+        refuse_differences(
+            run.store.identity,
+            self._images.identity(),
+            what=f"The image backbone is not the one that {run.store.path} was extracted with",
+            advice="Take the weights and package versions of the extraction, or extract and train again",
+        )
+
+    @classmethod
+    def from_run(cls, folder: str | Path) -> Predictor:
+        """Load the run in a folder that training wrote; see ``load_run`` for what is refused."""
+        return cls(load_run(Path(folder)))
+
+    def answer(self, images: str | Path | Sequence[str | Path], text: str) -> str:
+        """The answer to a text about an image, or about several where the task takes several.
+
+        Raises:
+            InputDataError: the task takes another number of images.
+            ImageRejected: an image cannot be read.
+        """
+        paths = [Path(images)] if isinstance(images, str | Path) else [Path(image) for image in images]
+        settings = self._run.settings
+        if len(paths) != settings.task.images_per_example:
+            raise InputDataError(
+                f"{len(paths)} images were given; task {settings.task.name} takes {settings.task.images_per_example}"
+            )
+        example = Example(example_id="", text=text, image_ids=tuple(map(str, paths)))
+        dataset = make_dataset([example], _Encoded(self._images), self._run.backbone, settings, cache=None)
+        batch = next(evaluation_batches(dataset, batch_size=1, bucket_width=settings.data.bucket_width))
+        ids = self._run.model.generate(
+            batch, max_length=settings.task.max_target_length, num_beams=settings.task.num_beams
+        )
+        return self._run.task.parse(self._run.backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
+
+
+class _Encoded:
+    """Reads like a feature store, by encoding the image file whose path is the id."""
+
+    def __init__(self, backbone: ImageBackbone) -> None:
+        self.visual_tokens = backbone.visual_tokens
+        self.feature_width = backbone.feature_width
+        self._backbone = backbone
+
+    def read(self, path: str) -> StoredImage:
+        """The visual tokens and boxes of an image file."""
+        return self._backbone.encode_file(Path(path))
