@@ -17,11 +17,13 @@ from jaxtyping import Float16
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from feature_extraction.backbones import Backbone, Preprocessing, build_backbone
+from feature_extraction.backbones import Backbone, build_backbone
 from feature_extraction.errors import DiskFullError, InputDataError, Interrupted
 from feature_extraction.images import ImageFile, ImageRejected, decode_image, list_images
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.store import MANIFEST, REJECTED, Manifest, Rejected, StoreWriter, plan
+from feature_extraction.store_layout import Manifest, Rejected, StoredImages, plan
+from feature_extraction.store_writer import StoreWriter
+from feature_extraction.tower import Preprocessing
 
 TOLERATED = 10  # rejected images that never stop a run, unless none is to be tolerated
 
@@ -57,7 +59,7 @@ class DecodedBatch(NamedTuple):
     images: list[ImageFile]
     pixels: torch.Tensor  # uint8 [n size size 3]
     rejected: list[Rejected]
-    last: bool  # of its shard
+    last_of_shard: bool
 
 
 def to_stderr(line: str) -> None:
@@ -107,53 +109,44 @@ def run_plan(
 ) -> Extraction:
     """Do what ``plan_extraction`` found; see ``extract_features``."""
     images, backbone, manifest = planned
-    settings = backbone.settings
     started = time.monotonic()
-    finished_before = (output / MANIFEST).exists()
+    _refuse_full_disk(output, planned.bytes)
     writer = StoreWriter(output, manifest)
     missing = writer.missing
-    done = manifest.shards - len(missing)
-    if finished_before and missing:
-        say(f"Resuming: {done}/{manifest.shards} shards done")
-    _refuse_full_disk(output, planned.bytes * len(missing) // manifest.shards)
+    if writer.resumed and missing:
+        say(f"Resuming: {manifest.shards - len(missing)}/{manifest.shards} shards done")
 
-    wanted = sum(len(_rows(number, manifest)) for number in missing)
-    allowed = _allowed_rejections(manifest.images, max_rejected_fraction)
-    with Progress(total=wanted, say=say) as progress:
-        features: list[Float16[np.ndarray, "B V D"]] = []
-        ids: list[str] = []
-        rejected: list[Rejected] = []
-        for batch in _decoded(images, missing, manifest, settings, backbone.preprocessing):
+    allowed = max(TOLERATED, int(max_rejected_fraction * len(images))) if max_rejected_fraction > 0 else 0
+    wanted = sum(len(writer.rows(number)) for number in missing)
+    parts: list[_Encoded] = []
+    with Progress(total=wanted, shards=len(missing), say=say) as progress:
+        for batch in _decoded(images, writer, backbone):
             if stop():
-                done = manifest.shards - len(writer.missing)
-                raise Interrupted(f"{done}/{manifest.shards} shards of {output} are done. The same command goes on")
-            tokens = backbone.encode_pixels(batch.pixels)
-            finite = np.isfinite(tokens).all(axis=(1, 2))
-            features.append(tokens[finite])
-            ids += [image.image_id for image, good in zip(batch.images, finite, strict=True) if good]
-            rejected += batch.rejected
-            rejected += [_not_finite(image) for image, good in zip(batch.images, finite, strict=True) if not good]
-            progress.advance(len(batch.images) + len(batch.rejected), rejected=len(writer.rejected) + len(rejected))
-            if not batch.last:
-                continue
-            boxes = np.broadcast_to(backbone.boxes, (len(ids), *backbone.boxes.shape))
-            writer.write(batch.shard, ids, np.concatenate(features), np.ascontiguousarray(boxes), rejected)
-            progress.shard_done(manifest.shards - len(writer.missing), manifest.shards)
-            features, ids, rejected = [], [], []
-            if len(writer.rejected) > allowed:
-                writer.list_rejected()
-                raise InputDataError(_too_many_rejected(writer, allowed, manifest.images))
+                raise Interrupted(
+                    f"{manifest.shards - len(writer.missing)}/{manifest.shards} shards of {output} are done. "
+                    "The same command goes on"
+                )
+            parts.append(_encode(batch, backbone))
+            progress.images_done(len(batch.images) + len(batch.rejected), rejected=len(parts[-1].rejected))
+            if batch.last_of_shard:
+                _write(writer, batch.shard, parts, backbone)
+                parts = []
+                progress.shard_done()
+                _refuse_too_many_rejected(writer, allowed)
+    _refuse_too_many_rejected(writer, allowed)
     writer.finish()
-    return Extraction(manifest.images, wanted, len(writer.rejected), time.monotonic() - started)
+    return Extraction(len(images), wanted, len(writer.rejected), time.monotonic() - started)
 
 
 class Progress:
     """Images per second, time left and rejected images: a bar on a terminal, else a line for each shard."""
 
-    def __init__(self, *, total: int, say: Callable[[str], None]) -> None:
-        self._total, self._say = total, say
-        self._bar = tqdm(total=total, unit=" images", file=sys.stderr, disable=not sys.stderr.isatty() or not total)
-        self._done, self._rejected, self._started = 0, 0, time.monotonic()
+    def __init__(self, *, total: int, shards: int, say: Callable[[str], None]) -> None:
+        self._total, self._shards, self._say = total, shards, say
+        self._images_done = self._shards_done = self._rejected = 0
+        self._started = time.monotonic()
+        on_terminal = sys.stderr.isatty() and total > 0
+        self._bar = tqdm(total=total, unit=" images", file=sys.stderr, disable=not on_terminal)
 
     def __enter__(self) -> Progress:
         return self
@@ -161,48 +154,78 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
-    def advance(self, images: int, *, rejected: int) -> None:
-        """Count images that are done, and the rejected ones of the whole store."""
-        self._done, self._rejected = self._done + images, rejected
-        self._bar.set_postfix_str(f"{rejected} rejected", refresh=False)
+    def images_done(self, images: int, *, rejected: int) -> None:
+        """Count a batch, and the rejected images in it."""
+        self._images_done += images
+        self._rejected += rejected
+        self._bar.set_postfix_str(f"{self._rejected} rejected", refresh=False)
         self._bar.update(images)
 
-    def shard_done(self, done: int, shards: int) -> None:
-        """Report a shard that is safely on disk."""
+    def shard_done(self) -> None:
+        """Count a shard that is safely on disk."""
+        self._shards_done += 1
         if self._bar.disable:
-            rate = self._done / max(time.monotonic() - self._started, 1e-9)
-            left = (self._total - self._done) / rate
+            rate = self._images_done / max(time.monotonic() - self._started, 1e-9)
+            left = tqdm.format_interval((self._total - self._images_done) / rate)
             self._say(
-                f"shard {done}/{shards}: {self._done:,} of {self._total:,} images, {rate:,.0f} images/s, "
-                f"{tqdm.format_interval(left)} left, {self._rejected} rejected"
+                f"{self._images_done:,}/{self._total:,} images, {self._shards_done}/{self._shards} shards, "
+                f"{rate:,.0f} images/s, {left} left, {self._rejected} rejected"
             )
 
 
-class _Batches(Dataset[DecodedBatch]):
-    """Decodes one fixed batch per item; what a batch holds does not depend on what is done already."""
+class _Encoded(NamedTuple):
+    """The part of a shard that one batch gave."""
 
-    def __init__(
-        self, images: Sequence[ImageFile], shards: Sequence[int], manifest: Manifest, size: int, pixels: Preprocessing
-    ) -> None:
+    ids: list[str]
+    features: Float16[np.ndarray, "B V D"]
+    rejected: list[Rejected]
+
+
+def _encode(batch: DecodedBatch, backbone: Backbone) -> _Encoded:
+    if not batch.images:
+        nothing = np.zeros((0, backbone.visual_tokens, backbone.feature_width), np.float16)
+        return _Encoded([], nothing, batch.rejected)
+    features = backbone.encode_pixels(batch.pixels)
+    finite = np.isfinite(features).all(axis=(1, 2))
+    ids = [image.image_id for image, good in zip(batch.images, finite, strict=True) if good]
+    not_finite = [
+        Rejected(image.image_id, str(image.path), f"{image.path}: its features are NaN or too large for float16")
+        for image, good in zip(batch.images, finite, strict=True)
+        if not good
+    ]
+    return _Encoded(ids, features[finite], batch.rejected + not_finite)
+
+
+def _write(writer: StoreWriter, shard: int, parts: Sequence[_Encoded], backbone: Backbone) -> None:
+    features = np.concatenate([part.features for part in parts])
+    boxes = np.repeat(backbone.boxes[None], len(features), axis=0)
+    ids = [image_id for part in parts for image_id in part.ids]
+    rejected = [entry for part in parts for entry in part.rejected]
+    writer.write(shard, ids, StoredImages(features, boxes), rejected)
+
+
+class _Batches(Dataset[DecodedBatch]):
+    """The batches of the missing shards; an item does not depend on what else is missing, or on who decodes it."""
+
+    def __init__(self, images: Sequence[ImageFile], writer: StoreWriter, size: int, pixels: Preprocessing) -> None:
         self._images, self._preprocessing = images, pixels
-        self._slices = [
-            (shard, rows[at : at + size], at + size >= len(rows))
-            for shard in shards
-            for rows in [_rows(shard, manifest)]
-            for at in range(0, len(rows), size)
+        self._batches = [
+            (number, rows[start : start + size], start + size >= len(rows))
+            for number in writer.missing
+            for rows in [writer.rows(number)]
+            for start in range(0, len(rows), size)
         ]
 
     def __len__(self) -> int:
-        return len(self._slices)
+        return len(self._batches)
 
     def __getitem__(self, index: int) -> DecodedBatch:
-        shard, rows, last = self._slices[index]
+        shard, rows, last = self._batches[index]
         side = self._preprocessing.image_size
-        pixels = np.zeros((len(rows), side, side, 3), dtype=np.uint8)
+        pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
         images: list[ImageFile] = []
         rejected: list[Rejected] = []
-        for row in rows:
-            image = self._images[row]
+        for image in self._images[rows.start : rows.stop]:
             try:
                 pixels[len(images)] = self._preprocessing.resize(decode_image(image.path))
             except ImageRejected as error:
@@ -212,17 +235,14 @@ class _Batches(Dataset[DecodedBatch]):
         return DecodedBatch(shard, images, torch.from_numpy(pixels[: len(images)]), rejected, last)
 
 
-def _decoded(
-    images: Sequence[ImageFile],
-    shards: Sequence[int],
-    manifest: Manifest,
-    settings: ExtractionSettings,
-    preprocessing: Preprocessing,
-) -> Iterator[DecodedBatch]:
-    batches = _Batches(images, shards, manifest, settings.batch_size, preprocessing)
-    workers = min(settings.workers, len(batches))
+def _decoded(images: Sequence[ImageFile], writer: StoreWriter, backbone: Backbone) -> Iterator[DecodedBatch]:
+    settings = backbone.settings
+    batches = _Batches(images, writer, settings.batch_size, backbone.preprocessing)
     loader: DataLoader[DecodedBatch] = DataLoader(
-        batches, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_the_main_process
+        batches,
+        batch_size=None,
+        num_workers=min(settings.workers, len(batches)),
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
     return iter(loader)
 
@@ -232,33 +252,24 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _rows(shard: int, manifest: Manifest) -> range:
-    return range(shard * manifest.shard_size, min((shard + 1) * manifest.shard_size, manifest.images))
-
-
-def _not_finite(image: ImageFile) -> Rejected:
-    reason = f"{image.path}: its features are not finite numbers in float16 (NaN, or beyond 65,504)"
-    return Rejected(image.image_id, str(image.path), reason)
-
-
-def _allowed_rejections(images: int, fraction: float) -> int:
-    return max(TOLERATED, int(images * fraction)) if fraction > 0 else 0
-
-
-def _too_many_rejected(writer: StoreWriter, allowed: int, images: int) -> str:
-    first = "; ".join(entry.reason for entry in writer.rejected[:3])
-    return (
-        f"{len(writer.rejected)} of {images:,} images cannot be used, more than the {allowed} that are tolerated. "
-        f"The first: {first}. All so far are listed in {writer.path / REJECTED}. Mend or remove them and extract into "
-        "a new store, or raise --max-rejected-fraction and run the same command again"
-    )
+def _refuse_too_many_rejected(writer: StoreWriter, allowed: int) -> None:
+    rejected = writer.rejected
+    if len(rejected) > min(allowed, writer.manifest.images - 1):
+        first = "; ".join(entry.reason for entry in rejected[:3])
+        raise InputDataError(
+            f"{len(rejected)} of {writer.manifest.images:,} images cannot be used; at most {allowed} may be so, "
+            f"and not all. The first: {first}. All are listed in {writer.list_rejected()}. Mend or remove them and extract "
+            "into a new folder, or run the same command with a higher --max-rejected-fraction"
+        )
 
 
 def _refuse_full_disk(output: Path, needed: int) -> None:
-    free = shutil.disk_usage(output).free
-    if free < 1.1 * needed:
+    there = sum(file.stat().st_size for file in output.glob("*")) if output.is_dir() else 0
+    folder = next(parent for parent in [output, *output.absolute().parents] if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < 1.1 * (needed - there):
         raise DiskFullError(
             errno.ENOSPC,
-            f"{output} needs {needed / 1e9:.1f} GB and a tenth more, but only {free / 1e9:.1f} GB are free. Nothing "
-            "was extracted: free some space, give another --output, or lower features.grid",
+            f"{output} needs {1.1 * (needed - there) / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free. Nothing was "
+            "written: free some space, give another --output, or lower features.grid",
         )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from feature_extraction.errors import InputDataError
 
@@ -19,8 +19,9 @@ MAX_PIXELS = 64_000_000  # checked from the header, before memory is spent
 
 # Files of a folder that claim to be images. Those of a format that is not decoded are listed too, so that they end in
 # the list of rejected images and not in silence.
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .heic .heif .avif .jp2 .psd .ppm .pgm .tga .ico".split()
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".psd", ".ppm", ".pgm", ".tga", ".ico"),
 )
 
 _EXIF_ORIENTATION = 0x0112
@@ -56,7 +57,7 @@ def list_images(source: Path) -> list[ImageFile]:
     """
     if source.is_dir():
         paths = list(_walk(source))
-        wanted = f"files ending in {', '.join(sorted(SUFFIXES))}"
+        wanted = f"files ending in {', '.join(SUFFIXES)}"
     elif source.is_file() and source.suffix.lower() == ".txt":
         lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
         paths = [source.parent / line.strip() for line in lines if line.strip()]
@@ -102,9 +103,8 @@ def _decode(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     with Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise ImageRejected(
-                f"{width} x {height} = {width * height / 1e6:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are decoded"
-            )
+            found = f"{width} x {height} = {width * height / 1e6:.0f} megapixels"
+            raise ImageRejected(f"{found}; at most {MAX_PIXELS / 1e6:.0f} are decoded")
         image.load()
         upright = _upright(image)
         return np.array(_rgb(upright), dtype=np.uint8)
@@ -130,7 +130,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception, path: Path) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         with path.open("rb") as file:
             start = file.read(8)
         if not start:

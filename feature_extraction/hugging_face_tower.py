@@ -1,0 +1,112 @@
+"""Towers from transformers: the vision models themselves, and the vision part of CLIP, SigLIP and the like."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
+from transformers.utils import logging
+
+from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.settings import ExtractionSettings
+from feature_extraction.tower import Preprocessing, Tower, tokens_as_map, weights_file, weights_of_another_network
+
+
+def hugging_face_tower(name: str, settings: ExtractionSettings) -> Tower:
+    """A vision model by hub id or local folder; ``layer`` counts its ``hidden_states``, 0 being the embeddings.
+
+    Raises:
+        UsageError: there is no such layer.
+        InputDataError: the model or its preprocessing cannot be had.
+        IncompatibleError: the weights are of another network.
+    """
+    try:
+        with _quiet():
+            whole = AutoConfig.from_pretrained(name)
+            config = getattr(whole, "vision_config", whole)
+            network, report = _load(name, config, settings)
+            # Pillow's processor gives the same numbers on every machine; only its values are used here.
+            processor = AutoImageProcessor.from_pretrained(name, backend="pil")  # type: ignore[no-untyped-call]
+    except Exception as error:  # the hub's failures have no common type
+        raise InputDataError(
+            f"hf/{name} could not be had: {type(error).__name__}: {' '.join(str(error).split())[:500]}. Give the id of "
+            "a vision model on the Hugging Face hub, or a folder with config.json, model.safetensors and "
+            "preprocessor_config.json"
+        ) from error
+    _refuse_missing(network, report, name, settings)
+    interpolation = Image.Resampling(processor.resample).name.lower()
+    preprocessing = Preprocessing(
+        settings.image_size, interpolation, tuple(processor.image_mean), tuple(processor.image_std)
+    )
+    return Tower(network, _FeatureMap(network, config, settings), preprocessing)
+
+
+class _FeatureMap:
+    """The output, or one hidden state, of a network as a map; class and register tokens are dropped."""
+
+    def __init__(self, network: nn.Module, config: PreTrainedConfig, settings: ExtractionSettings) -> None:
+        self._network, self._layer = network, settings.layer
+        patch = getattr(config, "patch_size", None)
+        self._patches = (settings.image_size // patch) ** 2 if isinstance(patch, int) else None
+        known = inspect.signature(network.forward).parameters
+        self._options: dict[str, Any] = {"output_hidden_states": settings.layer is not None}
+        if "interpolate_pos_encoding" in known:  # changes nothing at the size the network was trained for
+            self._options["interpolate_pos_encoding"] = True
+
+    def __call__(self, images: Float[Tensor, "B 3 size size"]) -> Float[Tensor, "B D rows columns"]:
+        output = self._network(images, **self._options)
+        hidden: Tensor = output.last_hidden_state if self._layer is None else self._state(output.hidden_states)
+        if hidden.ndim == 4:
+            return hidden
+        # The patches come last. A pyramid has fewer tokens than patches, and no others.
+        return tokens_as_map(hidden if self._patches is None else hidden[:, -self._patches :])
+
+    def _state(self, states: tuple[Tensor, ...]) -> Tensor:
+        layer = self._layer
+        if layer is None or not -len(states) <= layer < len(states):
+            raise UsageError(
+                f"features.layer is {layer}, but the backbone has {len(states)} hidden states: 0 (embeddings) to "
+                f"{len(states) - 1}, or null for its output"
+            )
+        return states[layer]
+
+
+def _load(name: str, config: PreTrainedConfig, settings: ExtractionSettings) -> tuple[nn.Module, dict[str, Any]]:
+    options: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    if settings.weights is None:
+        network, report = AutoModel.from_pretrained(name, use_safetensors=True, **options)
+    else:
+        weights = load_file(weights_file(settings.weights))
+        network, report = AutoModel.from_pretrained(None, state_dict=weights, **options)  # type: ignore[arg-type]
+    return network, report
+
+
+def _refuse_missing(network: nn.Module, report: dict[str, Any], name: str, settings: ExtractionSettings) -> None:
+    """Refuse weights that would stay random; a missing pooling head is cut off, since no feature needs it."""
+    missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
+    if missing or report["mismatched_keys"]:
+        fault = f"missing {sorted(missing)}, of other shapes {sorted(report['mismatched_keys'])}"
+        raise weights_of_another_network(fault, backbone=f"hf/{name}", source=settings.weights or name)
+    if report["missing_keys"]:
+        network.register_module("pooler", None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's report of unused weights, such as the text half of CLIP, and its progress bars."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]

