@@ -11,7 +11,7 @@ from jaxtyping import Int64
 
 from feature_extraction.errors import InputDataError, UsageError
 
-Indices = Int64[np.ndarray, " examples"]
+Indices = Int64[np.ndarray, " _"]  # of examples, any number
 
 # What a random stream is for; beside seed and epoch in the generator's seed, so that no two streams are the same.
 ORDER, TARGETS = 1, 2

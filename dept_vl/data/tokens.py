@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # a second of import time that a reading process does not nee
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
-TokenIds = Int32[np.ndarray, " tokens"]
+TokenIds = Int32[np.ndarray, " _"]  # any number
 
 LAYOUT = "dept_vl tokens 1"  # of the cache files; another one wherever equal input gives another file
 TEXTS_AT_ONCE = 16_384  # in one call of the tokenizer: enough to keep its threads busy, in little memory
@@ -36,7 +36,7 @@ class Ragged(NamedTuple):
     """Rows of differing length, laid end to end: row i is ``values[offsets[i]:offsets[i + 1]]``."""
 
     values: TokenIds
-    offsets: Int64[np.ndarray, " rows+1"]
+    offsets: Int64[np.ndarray, " ends"]
 
     def row(self, index: int) -> TokenIds:
         """The token ids of one row."""
@@ -57,7 +57,7 @@ class TokenTable:
     texts: Ragged
     targets: Ragged
     target_weights: Float64[np.ndarray, " targets"]
-    first_target: Int64[np.ndarray, " examples+1"]
+    first_target: Int64[np.ndarray, " ends"]
     max_text_length: int  # tokens, with </s>
     pad_id: int
     eos_id: int
@@ -197,7 +197,7 @@ def _rows(
     return Ragged(np.concatenate([np.empty(0, np.int32), *rows]), _offsets([len(row) for row in rows]))
 
 
-def _offsets(lengths: Sequence[int]) -> Int64[np.ndarray, " rows+1"]:
+def _offsets(lengths: Sequence[int]) -> Int64[np.ndarray, " ends"]:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

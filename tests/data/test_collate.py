@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dept_vl.data.collate import collate
+from dept_vl.data.dataset import Item
+from dept_vl.types import Batch
+
+PAD = 0
+
+
+def item(name: str, text_length: int, target_length: int = 2, images: int = 1) -> Item:
+    return Item(
+        example_id=name,
+        text_ids=np.arange(3, 3 + text_length, dtype=np.int32),
+        visual_tokens=np.full((images, 4, 6), text_length / 3, dtype=np.float16),
+        boxes=np.full((images, 4, 4), text_length / 32, dtype=np.float32),
+        target_ids=np.arange(5, 5 + target_length, dtype=np.int32),
+        target_weight=text_length / 7,
+    )
+
+
+def collated(*items: Item, bucket_width: int = 8, max_text_length: int = 20) -> Batch:
+    return collate(items, pad_id=PAD, bucket_width=bucket_width, max_text_length=max_text_length)
+
+
+@pytest.mark.parametrize(
+    ("longest", "length"), [(1, 8), (8, 8), (9, 16), (16, 16), (17, 20), (20, 20)], ids=lambda number: str(number)
+)
+def test_texts_are_padded_to_multiples_of_eight_up_to_the_greatest_length(longest: int, length: int) -> None:
+    assert collated(item("a", 1), item("b", longest)).text_ids.shape == (2, length)
+
+
+def test_masks_are_true_at_exactly_the_tokens() -> None:
+    batch = collated(item("a", 3, target_length=4), item("b", 5, target_length=1))
+    assert batch.text_ids.tolist() == [[3, 4, 5, 0, 0, 0, 0, 0], [3, 4, 5, 6, 7, 0, 0, 0]]
+    assert batch.text_mask.tolist() == [[True] * 3 + [False] * 5, [True] * 5 + [False] * 3]
+    assert batch.target_ids.tolist() == [[5, 6, 7, 8], [5, 0, 0, 0]]
+    assert batch.target_mask.tolist() == [[True] * 4, [True, False, False, False]]
+
+
+def test_a_text_that_holds_the_padding_id_is_not_masked() -> None:
+    odd = item("a", 3)._replace(text_ids=np.array([PAD, 4, PAD], dtype=np.int32))
+    assert collated(odd).text_mask[0, :3].all()
+
+
+def test_features_and_weights_reach_the_batch_as_float32() -> None:
+    batch = collated(item("a", 1, images=2), item("b", 2, images=2))
+    assert batch.example_ids == ("a", "b")
+    assert batch.visual_tokens.shape == (2, 2, 4, 6)
+    assert batch.visual_tokens.dtype == batch.boxes.dtype == batch.target_weights.dtype == torch.float32
+    assert batch.visual_tokens[:, 0, 0, 0].tolist() == [float(np.float16(1 / 3)), float(np.float16(2 / 3))]
+    assert batch.boxes[:, 1, 3, 3].tolist() == [1 / 32, 2 / 32]
+    assert batch.visual_mask.shape == (2, 2, 4)
+    assert batch.visual_mask.all()
+    assert batch.target_weights.tolist() == pytest.approx([1 / 7, 2 / 7])
+
+
+def test_no_images_give_empty_visual_tokens() -> None:
+    batch = collated(item("a", 3, images=0))
+    assert batch.visual_tokens.shape == (1, 0, 4, 6)
+    assert batch.visual_mask.shape == (1, 0, 4)
+
+
+def test_an_example_is_the_same_in_any_company() -> None:
+    examples = [item(str(length), length, target_length=1 + length % 4) for length in (2, 9, 20)]
+    together = collated(*examples)
+    for row, example in enumerate(examples):
+        alone = collated(example)
+        for name in ("text", "target"):
+            mask = getattr(together, f"{name}_mask")[row]
+            assert torch.equal(
+                getattr(together, f"{name}_ids")[row][mask],
+                getattr(alone, f"{name}_ids")[0][getattr(alone, f"{name}_mask")[0]],
+            )
+            assert (getattr(together, f"{name}_ids")[row][~mask] == PAD).all()
+        assert torch.equal(together.visual_tokens[row], alone.visual_tokens[0])
+        assert torch.equal(together.boxes[row], alone.boxes[0])
