@@ -182,8 +182,9 @@ def _annotations(path: Path) -> dict[int, Row]:
         answers = row["answers"]
         if not answers or not all(isinstance(one, dict) and isinstance(one.get("answer"), str) for one in answers):
             faults['"answers" is not a list of {"answer": text, ...}'].append(question_id)
-        elif any(one in answers[:place] for place, one in enumerate(answers)):
-            # The official script would put both aside at once: a score that no one means.
+        elif any("answer_id" in one and one in answers[:place] for place, one in enumerate(answers)):
+            # The official script would put both aside at once: a score that no one means. Where a file leaves out
+            # all answer_ids, an answer's place in the list tells it from the others.
             faults["two answers are equal in every field (each has its own answer_id officially)"].append(question_id)
         if row["answer_type"] not in ANSWER_TYPES:
             faults[f'"answer_type" is none of {", ".join(ANSWER_TYPES)}'].append(question_id)

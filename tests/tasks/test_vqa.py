@@ -174,6 +174,16 @@ def test_all_wrong_annotations_are_named_at_once(task: Task, folder: Path) -> No
         task.read(folder, "validation")
 
 
+def test_answers_without_answer_ids_are_told_apart_by_their_place(task: Task, folder: Path) -> None:
+    def edit(content: Any) -> None:
+        for annotation in content["annotations"]:
+            annotation["answers"] = [{"answer": one["answer"]} for one in annotation["answers"]]
+
+    expected = task.read(folder, "validation")
+    change(folder / ANNOTATIONS, edit)
+    assert task.read(folder, "validation") == expected
+
+
 def test_parse_strips_and_keeps_the_rest(task: Task) -> None:
     assert task.parse(" Black Cat.\n") == "Black Cat."
 
