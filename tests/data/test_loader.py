@@ -145,14 +145,14 @@ def test_a_fault_of_the_program_in_a_reading_process_keeps_its_traceback(dataset
 
 def test_reading_processes_outlive_stop_signals_and_end_with_the_iterator(dataset: ExampleDataset) -> None:
     batches = training_batches(dataset, batch_size=BATCH_SIZE, bucket_width=8, seed=3, workers=2)
-    found = [next(batches)]
+    found = [next(batches), next(batches)]  # one of each process, so both are ready for signals
     workers = [process for process in multiprocessing.active_children() if process.daemon]
     assert len(workers) == 2
     for worker in workers:
         for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
             os.kill(worker.pid or 0, number)
     found += islice(batches, 2 * STEPS)
-    assert all_equal(found, read(dataset, 2 * STEPS + 1))
+    assert all_equal(found, read(dataset, 2 * STEPS + 2))
     assert all(worker.is_alive() for worker in workers)
     batches.close()  # type: ignore[attr-defined]
     assert not any(worker.is_alive() for worker in workers)
