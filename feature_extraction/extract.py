@@ -257,8 +257,8 @@ def _refuse_too_many_rejected(writer: StoreWriter, allowed: int) -> None:
     if len(rejected) > min(allowed, writer.manifest.images - 1):
         first = "; ".join(entry.reason for entry in rejected[:3])
         raise InputDataError(
-            f"{len(rejected)} of {writer.manifest.images:,} images cannot be used; at most {allowed} may be so, "
-            f"and not all. The first: {first}. All are listed in {writer.list_rejected()}. Mend or remove them and extract "
+            f"{len(rejected)} of {writer.manifest.images:,} images cannot be used; at most {allowed} may be so, and "
+            f"not all. The first: {first}. All are listed in {writer.list_rejected()}. Mend or remove them and extract "
             "into a new folder, or run the same command with a higher --max-rejected-fraction"
         )
 
