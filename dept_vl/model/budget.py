@@ -30,13 +30,15 @@ class Budget(NamedTuple):
         """One line with the sizes, and advice where much of the budget cannot be spent."""
         l, m, s, d, r = self  # noqa: E741 - the paper's letters
         line = f"DePT: l={l} m={m} s={s} d={d} r={r}: {self.spent:,} of {self.allowed:,} parameters"
-        if self.allowed - self.spent >= s + d:
-            line += (
-                f"; {self.allowed - self.spent:,} are left over, since a rank above min(s, d) = {min(s, d)} adds "
-                f"nothing. Raise method.prompt_length (m) to {(self.allowed - (s + d) * r) // d}, "
-                "or lower method.budget_length (l)"
-            )
-        return line
+        left = self.allowed - self.spent
+        if left < s + d:
+            return line
+        if r < min(s, d):
+            return f"{line}; {left:,} are left over. method.rank=null takes the largest rank that fits"
+        return (
+            f"{line}; {left:,} are left over, since a rank above min(s, d) = {min(s, d)} adds nothing. Raise "
+            f"method.prompt_length (m) to {(self.allowed - (s + d) * r) // d}, or lower method.budget_length (l)"
+        )
 
 
 def solve_budget(
