@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import errno
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float16
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from feature_extraction.backbones import Backbone, build_backbone
+from feature_extraction.batches import DecodedBatch, decoded_batches
 from feature_extraction.errors import DiskFullError, InputDataError, Interrupted
-from feature_extraction.images import ImageFile, ImageRejected, decode_image, list_images
+from feature_extraction.images import ImageFile, list_images
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.store_layout import Manifest, Rejected, StoredImages, plan
 from feature_extraction.store_writer import StoreWriter
-from feature_extraction.tower import Preprocessing
 
 TOLERATED = 10  # rejected images that never stop a run, unless none is to be tolerated
 
@@ -50,16 +47,6 @@ class Plan(NamedTuple):
         tokens, width = self.manifest.visual_tokens, self.manifest.feature_width
         per_image = tokens * (2 * width + 4 * 4) + 100  # float16 features, float32 boxes, a line of the index
         return len(self.images) * per_image
-
-
-class DecodedBatch(NamedTuple):
-    """One batch of a shard, as a decoding process hands it over."""
-
-    shard: int
-    images: list[ImageFile]
-    pixels: torch.Tensor  # uint8 [n size size 3]
-    rejected: list[Rejected]
-    last_of_shard: bool
 
 
 def to_stderr(line: str) -> None:
@@ -120,7 +107,13 @@ def run_plan(
     wanted = sum(len(writer.rows(number)) for number in missing)
     parts: list[_Encoded] = []
     with Progress(total=wanted, shards=len(missing), say=say) as progress:
-        for batch in _decoded(images, writer, backbone):
+        for batch in decoded_batches(
+            images,
+            writer,
+            batch_size=backbone.settings.batch_size,
+            workers=backbone.settings.workers,
+            preprocessing=backbone.preprocessing,
+        ):
             if stop():
                 raise Interrupted(
                     f"{manifest.shards - len(writer.missing)}/{manifest.shards} shards of {output} are done. "
@@ -182,9 +175,6 @@ class _Encoded(NamedTuple):
 
 
 def _encode(batch: DecodedBatch, backbone: Backbone) -> _Encoded:
-    if not batch.images:
-        nothing = np.zeros((0, backbone.visual_tokens, backbone.feature_width), np.float16)
-        return _Encoded([], nothing, batch.rejected)
     features = backbone.encode_pixels(batch.pixels)
     finite = np.isfinite(features).all(axis=(1, 2))
     ids = [image.image_id for image, good in zip(batch.images, finite, strict=True) if good]
@@ -202,54 +192,6 @@ def _write(writer: StoreWriter, shard: int, parts: Sequence[_Encoded], backbone:
     ids = [image_id for part in parts for image_id in part.ids]
     rejected = [entry for part in parts for entry in part.rejected]
     writer.write(shard, ids, StoredImages(features, boxes), rejected)
-
-
-class _Batches(Dataset[DecodedBatch]):
-    """The batches of the missing shards; an item does not depend on what else is missing, or on who decodes it."""
-
-    def __init__(self, images: Sequence[ImageFile], writer: StoreWriter, size: int, pixels: Preprocessing) -> None:
-        self._images, self._preprocessing = images, pixels
-        self._batches = [
-            (number, rows[start : start + size], start + size >= len(rows))
-            for number in writer.missing
-            for rows in [writer.rows(number)]
-            for start in range(0, len(rows), size)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> DecodedBatch:
-        shard, rows, last = self._batches[index]
-        side = self._preprocessing.image_size
-        pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
-        images: list[ImageFile] = []
-        rejected: list[Rejected] = []
-        for image in self._images[rows.start : rows.stop]:
-            try:
-                pixels[len(images)] = self._preprocessing.resize(decode_image(image.path))
-            except ImageRejected as error:
-                rejected.append(Rejected(image.image_id, str(image.path), str(error)))
-            else:
-                images.append(image)
-        return DecodedBatch(shard, images, torch.from_numpy(pixels[: len(images)]), rejected, last)
-
-
-def _decoded(images: Sequence[ImageFile], writer: StoreWriter, backbone: Backbone) -> Iterator[DecodedBatch]:
-    settings = backbone.settings
-    batches = _Batches(images, writer, settings.batch_size, backbone.preprocessing)
-    loader: DataLoader[DecodedBatch] = DataLoader(
-        batches,
-        batch_size=None,
-        num_workers=min(settings.workers, len(batches)),
-        worker_init_fn=_leave_signals_to_the_main_process,
-    )
-    return iter(loader)
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _refuse_too_many_rejected(writer: StoreWriter, allowed: int) -> None:
