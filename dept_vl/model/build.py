@@ -22,7 +22,7 @@ class BuiltModel(NamedTuple):
 
     model: VLT5
     groups: list[ParameterGroup]
-    count: TrainableCount
+    trainable: TrainableCount
     notes: list[str]
 
 
@@ -88,7 +88,7 @@ def build_model(
 def _initial_prompt(
     method: MethodSettings, backbone: Backbone, length: int, generator: torch.Generator
 ) -> torch.Tensor:
-    embeddings = backbone.t5.get_input_embeddings().weight.detach().float().cpu()
+    embeddings = backbone.t5.shared.weight.detach().float().cpu()
     if method.prompt_init == "normal":
         return from_normal(length, embeddings.shape[1], generator=generator)
     if method.prompt_init == "text":

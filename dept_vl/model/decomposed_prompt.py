@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -36,14 +38,14 @@ class DecomposedPrompt(SoftPrompt):
         if self.training:
             longest = mask.sum(dim=1).max().clamp(max=len(self.a))
             self.trained_length.copy_(torch.maximum(self.trained_length, longest))
-        update = self.scale * (self.a[: mask.shape[1]] @ self.b)
+        update: Tensor = self.scale * (self.a[: mask.shape[1]] @ self.b)
         applies = mask & (positions < self.trained_length)
         return embedded + update[positions.clamp(0, len(update) - 1)] * applies.unsqueeze(-1)
 
 
 def official_a(length: int, rank: int, *, generator: torch.Generator) -> Float[Tensor, "s R"]:
     """A as the official code starts it: uniform within 1/sqrt(R) (Kaiming with a = sqrt(5), fan-in R)."""
-    return (torch.rand(length, rank, generator=generator) * 2 - 1) * max(rank, 1) ** -0.5
+    return (torch.rand(length, rank, generator=generator) * 2 - 1) / math.sqrt(max(rank, 1))
 
 
 def paper_a(length: int, rank: int, *, generator: torch.Generator) -> Float[Tensor, "s R"]:

@@ -6,10 +6,12 @@ handed to every block as one additive tensor.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5Stack
+from transformers.models.t5.modeling_t5 import T5Attention, T5Stack
 
 from dept_vl.model.soft_prompt import SoftPrompt
 from dept_vl.model.visual_embedding import VisualEmbedding
@@ -62,18 +64,22 @@ class MultimodalEncoder(nn.Module):
 
     def _additive_bias(self, mask: Bool[Tensor, "B S"], visual_length: int) -> Float[Tensor, "B heads S S"]:
         """T5's relative position bias, and minus infinity (the dtype's lowest) at keys that are padding."""
-        attention = self.t5_encoder.block[0].layer[0].SelfAttention
         # Real tokens are numbered 0, 1, ... over all parts, so that padding between text and images does not count.
         positions = mask.cumsum(dim=1) - 1
         relative = positions[:, None, :] - positions[:, :, None]
-        bias = attention.relative_attention_bias(self._bucket(relative)).permute(0, 3, 1, 2)
+        bias: Tensor = self._attention.relative_attention_bias(self._bucket(relative)).permute(0, 3, 1, 2)
         if self.vl_t5_positions and visual_length:
             language = torch.arange(mask.shape[1], device=mask.device) < mask.shape[1] - visual_length
             bias = bias * (language[:, None] & language[None, :])
         return bias.masked_fill(~mask[:, None, None, :], torch.finfo(bias.dtype).min)
 
+    @property
+    def _attention(self) -> T5Attention:
+        """The layer that holds the table of relative position biases, for all layers."""
+        return cast(T5Attention, cast(Any, self.t5_encoder.block)[0].layer[0].SelfAttention)
+
     def _bucket(self, relative: Int64[Tensor, "B S S"]) -> Int64[Tensor, "B S S"]:
-        attention = self.t5_encoder.block[0].layer[0].SelfAttention
+        attention: Any = self._attention
         buckets: Tensor = attention._relative_position_bucket(
             relative,
             bidirectional=True,

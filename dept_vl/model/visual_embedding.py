@@ -42,10 +42,11 @@ class VisualEmbedding(nn.Module):
         places = self.box_norm(self.box_projection(torch.cat([boxes, self._area(boxes)], dim=-1)))
         _, images, tokens, _ = visual_tokens.shape
         orders = self.image_order.weight[:images, None] + self.object_order.weight[:tokens]
-        return (features + places + orders).flatten(1, 2)
+        embedded: Tensor = features + places + orders
+        return embedded.flatten(1, 2)
 
     def _area(self, boxes: Float[Tensor, "B I V 4"]) -> Float[Tensor, "B I V 1"]:
-        x0, y0, x1, y1 = boxes.split(1, dim=-1)
+        x0, y0, x1, y1 = boxes.unbind(dim=-1)
         if self.vl_t5_area:
             x0, x1, y0, y1 = x0, y0, x1, y1
-        return (x1 - x0) * (y1 - y0)
+        return ((x1 - x0) * (y1 - y0)).unsqueeze(-1)

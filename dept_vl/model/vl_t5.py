@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -60,7 +60,7 @@ class VLT5(nn.Module):
             max_length: most new tokens, end token included.
         """
         states, mask = self.encoder(batch)
-        ids: Tensor = self.t5.generate(
+        ids: Tensor = cast(Any, self.t5).generate(
             # A new object for each call: the library expands it in place for beams.
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=mask,

@@ -189,7 +189,7 @@ def _choose(examples: Sequence[Example], wanted: int | None) -> Sequence[Example
 
 def _check_disk(output: Path, built: BuiltModel) -> None:
     """Three checkpoints at a time (two kept, one being written), each of model, best model and two moments in fp32."""
-    needed = 3 * 4 * 4 * (built.count.own + built.count.visual)
+    needed = 3 * 4 * 4 * (built.trainable.own + built.trainable.visual)
     existing = next(parent for parent in [output.resolve(), *output.resolve().parents] if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < 1.1 * needed:
