@@ -93,6 +93,7 @@ def evaluate_run(
     if accelerator.is_main_process:
         folder = output or run / "evaluation" / split
         metrics = write_evaluation(folder, loaded.task, split, predictions, examples).metrics
+        say(loaded.trainable.describe(settings.method.name))
         say(f"Leaderboard file: {folder / loaded.task.submission_name(split)}")
     accelerator.wait_for_everyone()
     return metrics

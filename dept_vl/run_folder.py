@@ -29,6 +29,7 @@ from dept_vl.model.adapter import (
 )
 from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import build_model
+from dept_vl.model.trainable import TrainableCount
 from dept_vl.model.vl_t5 import VLT5
 from dept_vl.tasks.task import Task, load_task
 from feature_extraction import FeatureStore
@@ -126,6 +127,7 @@ class LoadedRun(NamedTuple):
     task: Task
     backbone: Backbone
     model: VLT5
+    trainable: TrainableCount
     store: FeatureStore
     data: Path
 
@@ -162,7 +164,15 @@ def load_run(
     )
     restore_tensors(built.model, built.groups, adapter.tensors, folder / "adapter")
     built.model.eval()
-    return LoadedRun(settings, load_task(settings.task), backbone, built.model, store, data or Path(record["data"]))
+    return LoadedRun(
+        settings=settings,
+        task=load_task(settings.task),
+        backbone=backbone,
+        model=built.model,
+        trainable=built.trainable,
+        store=store,
+        data=data or Path(record["data"]),
+    )
 
 
 def compute_dtype(settings: Settings) -> torch.dtype:
