@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Float32, UInt8
+from jaxtyping import Float, Float16, Float32, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -177,7 +177,7 @@ def _build_tower(settings: ExtractionSettings) -> Tower:
     )
 
 
-def _edges(size: int, cells: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _edges(size: int, cells: int) -> tuple[Float64[np.ndarray, " cells"], Float64[np.ndarray, " cells"]]:
     """Where the cells of an adaptive pooling begin and end, as fractions."""
     cell = np.arange(cells)
     return cell * size // cells / size, -(-(cell + 1) * size // cells) / size

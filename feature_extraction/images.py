@@ -140,6 +140,8 @@ def _reason(error: Exception, path: Path) -> str:
         return f"more than {MAX_PIXELS / 1e6:.0f} megapixels: {error}"
     if isinstance(error, ImageRejected):
         return str(error)
+    if isinstance(error, OSError) and error.errno is not None:  # the system's fault, not the decoder's
+        return f"cannot be read ({error.strerror})"
     return f"damaged or truncated ({type(error).__name__}: {error})"
 
 
