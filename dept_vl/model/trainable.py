@@ -40,10 +40,11 @@ def select_trainable(model: VLT5, *, train_backbone: bool, optimizer: OptimizerS
 
     model.requires_grad_(False)
     groups = []
-    for name, parameters in found.items():
+    for name, candidates in found.items():
+        parameters = {key: value for key, value in candidates.items() if value.numel()}  # m or r may be 0
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        if any(parameter.numel() for parameter in parameters.values()):
+        if parameters:
             rate, decay = getattr(optimizer, f"{name}_lr"), getattr(optimizer, f"{name}_weight_decay")
             groups.append(ParameterGroup(name, parameters, rate, decay))
     return groups

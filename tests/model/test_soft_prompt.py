@@ -47,9 +47,7 @@ def test_the_vocabulary_prompt_is_a_function_of_the_seed() -> None:
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize(
-    ("length", "expected"), [(2, [7, 8]), (3, [7, 8, 1]), (7, [7, 8, 1, 7, 8, 1, 7]), (0, [])]
-)
+@pytest.mark.parametrize(("length", "expected"), [(2, [7, 8]), (3, [7, 8, 1]), (7, [7, 8, 1, 7, 8, 1, 7]), (0, [])])
 def test_a_text_is_repeated_and_cut_to_the_prompt_length(length: int, expected: list[int]) -> None:
     prompt = from_text(table(10), length, token_ids=[7, 8, 1])
     assert prompt[:, 0].long().tolist() == expected

@@ -113,9 +113,7 @@ def test_padding_of_texts_and_targets_changes_no_loss(make_t5: MakeT5, make_batc
 
 
 def test_examples_without_a_target_cost_nothing(make_t5: MakeT5, make_batch: MakeBatch) -> None:
-    batch = replace(
-        make_batch((5, 3)), target_mask=torch.zeros(2, 3, dtype=torch.bool), target_weights=torch.zeros(2)
-    )
+    batch = replace(make_batch((5, 3)), target_mask=torch.zeros(2, 3, dtype=torch.bool), target_weights=torch.zeros(2))
     output = whole(make_t5()).loss(batch)
     assert output.loss == 0
     assert output.target_tokens == 0
