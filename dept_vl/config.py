@@ -151,6 +151,7 @@ AT_LEAST = {
     "training.evaluate_every": 1,
     "training.checkpoint_every": 1,
     "training.log_every": 1,
+    "training.seed": 0,
 }
 
 
