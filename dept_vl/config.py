@@ -7,15 +7,17 @@ Unknown keys and wrong types are errors that name the layer, the key and the nea
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from feature_extraction.errors import UsageError
+from feature_extraction.errors import DamagedError, UsageError
 from feature_extraction.settings import ExtractionSettings
 
 GROUPS = ("backbone", "features", "method", "task", "recipe")  # folders of configs/, in merging order
@@ -126,6 +128,8 @@ class Settings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
+KEYS = {section.name: [key.name for key in fields(getattr(Settings(), section.name))] for section in fields(Settings)}
+
 CHOICES = {
     "method.name": ("dept", "prompt", "visual_only", "full"),
     "method.prompt_init": ("vocabulary", "text", "normal"),
@@ -138,20 +142,23 @@ CHOICES = {
 }
 
 AT_LEAST = {
-    "method.budget_length": 1,
-    "method.prompt_length": 0,
-    "task.max_text_length": 1,
-    "task.max_target_length": 2,
-    "task.images_per_example": 0,
-    "task.num_beams": 1,
-    "data.batch_size": 1,
-    "data.evaluation_batch_size": 1,
-    "data.bucket_width": 1,
-    "data.workers": 0,
-    "training.evaluate_every": 1,
-    "training.checkpoint_every": 1,
-    "training.log_every": 1,
+    **dict.fromkeys(("method.budget_length", "task.max_text_length", "task.num_beams"), 1),
+    **dict.fromkeys(("method.prompt_length", "method.rank", "task.images_per_example"), 0),
+    "task.max_target_length": 2,  # a token and </s>
+    **dict.fromkeys(("data.batch_size", "data.evaluation_batch_size", "data.bucket_width"), 1),
+    **dict.fromkeys(("data.workers", "backbone.dropout"), 0),
+    **{f"optimizer.{name}": 0 for name in KEYS["optimizer"]},
+    "optimizer.clip_norm": 1e-6,
+    **dict.fromkeys(("training.steps", "training.patience", "training.validation_examples"), 1),
+    **dict.fromkeys(("training.evaluate_every", "training.checkpoint_every", "training.log_every"), 1),
+    "training.epochs": 0.001,
     "training.seed": 0,
+}
+
+AT_MOST = {
+    **dict.fromkeys(("backbone.dropout", "optimizer.warmup_fraction"), 1),
+    **dict.fromkeys(("optimizer.beta1", "optimizer.beta2"), 0.999999),
+    "training.epochs": 1e6,
 }
 
 
@@ -175,25 +182,16 @@ def load_settings(choices: dict[str, str | None], overrides: Sequence[str]) -> S
         overrides: ``section.key=value``, or ``group=name``, which chooses like ``choices``.
 
     Raises:
-        UsageError: an unknown layer, key, type or value; all faults of a layer are named together.
+        UsageError: an unknown layer, key, type or value; all faults are named together.
     """
     choices = dict(choices)
     assignments = []
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise UsageError(
-                f"{override!r} on the command line is no setting: write key=value, as in data.batch_size=64"
-            )
+    for key, value in _pairs(overrides):
         if key in GROUPS:
             choices[key] = value
         else:
             assignments.append((key, value))
-
-    merged = OmegaConf.structured(Settings)
-    for name, layer in _layers(choices):
-        merged = _merge(merged, layer, name)
-    return _finished(_merge(merged, _command_line(assignments), "the command line"))
+    return _merged([*_layers(choices), ("the command line", _command_line(assignments))])
 
 
 def settings_to_yaml(settings: Settings) -> str:
@@ -207,14 +205,15 @@ def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
     Raises:
         UsageError: a key or value that this version does not know.
     """
-    merged = _merge(OmegaConf.structured(Settings), _read(path), str(path))
-    return _finished(_merge(merged, _command_line(_pairs(overrides)), "the command line"))
+    return _merged([(str(path), _read(path)), ("the command line", _command_line(_pairs(overrides)))])
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
     for override in overrides:
         if "=" not in override:
-            raise UsageError(f"{override!r} on the command line is no setting. Write key=value: data.batch_size=64")
+            raise UsageError(
+                f"{override!r} on the command line is no setting: write key=value, as in data.batch_size=64"
+            )
     return [(key, value) for key, _, value in (override.partition("=") for override in overrides)]
 
 
@@ -225,10 +224,16 @@ def _command_line(assignments: Sequence[tuple[str, str]]) -> DictConfig:
     return layer
 
 
-def _finished(merged: DictConfig) -> Settings:
-    settings = cast(Settings, OmegaConf.to_object(merged))
-    _check(settings)
-    return settings
+def _parsed(value: str) -> Any:  # noqa: ANN401 - whatever YAML says
+    """Null and collections as in YAML; any other text is left to the type of its setting."""
+    if value == "null":
+        return None
+    if value.startswith(("{", "[")):
+        try:
+            return OmegaConf.create(value)
+        except YAMLError:
+            return value
+    return value
 
 
 def _layers(choices: dict[str, str | None]) -> Iterator[tuple[str, DictConfig]]:
@@ -255,31 +260,57 @@ def _read(path: Path) -> DictConfig:
         return cast(DictConfig, OmegaConf.load(path))
     except FileNotFoundError:
         raise UsageError(f"No settings file {path}. Give the folder of a run, or install the package again") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path} is not YAML: {' '.join(str(error).split())}. Take it again from a copy") from error
 
 
-def _merge(settings: DictConfig, layer: DictConfig, name: str) -> DictConfig:
-    faults = list(_unknown_keys(layer, Settings, ""))
+def _merged(layers: Iterable[tuple[str, DictConfig]]) -> Settings:
+    """The layers one over the other, checked.
+
+    Raises:
+        UsageError: names every unknown key, wrong type and wrong value of all layers.
+    """
+    merged = OmegaConf.structured(Settings)
+    for section in merged:
+        OmegaConf.set_readonly(merged[section], False)  # as a frozen dataclass it is
+    faults = [f"In {name}: {fault}" for name, layer in layers for fault in _lay_over(merged, layer)]
+    settings = cast(Settings, OmegaConf.to_object(merged))
+    faults += _wrong_values(settings)
     if faults:
-        raise UsageError(f"In {name}: " + "; ".join(faults))
-    try:
-        return cast(DictConfig, OmegaConf.merge(settings, layer))
-    except OmegaConfBaseException as error:
-        key = error.full_key or "?"
-        reason = str(error.msg or error).splitlines()[0]
-        raise UsageError(f"In {name}: {key}: {reason}. Its type is documented in configs/base.yaml") from error
+        raise UsageError("; ".join(faults))
+    return settings
 
 
-def _unknown_keys(layer: Any, section: Any, prefix: str) -> Iterator[str]:  # noqa: ANN401 - nested YAML
-    known = {entry.name: get_type_hints(section)[entry.name] for entry in fields(section)}
-    if not isinstance(layer, DictConfig):
-        yield f"{prefix.rstrip('.')!r} is a section with the keys {', '.join(known)}, not a single value"
-        return
-    for key in layer:
-        if key not in known:
-            nearest = _nearest(str(key), [*known, *(GROUPS if not prefix else ())])
-            yield f"unknown key {prefix + str(key)!r}.{nearest or ' Known here: ' + ', '.join(known) + '.'}"
-        elif is_dataclass(known[str(key)]):
-            yield from _unknown_keys(layer[key], known[str(key)], f"{prefix}{key}.")
+def _lay_over(merged: DictConfig, layer: DictConfig) -> Iterator[str]:
+    """Put a layer's settings into ``merged``, and give back what is wrong with those that do not fit."""
+    for section, values in cast(dict[Any, Any], OmegaConf.to_container(layer)).items():
+        if section not in KEYS:
+            yield f"unknown key {section!r}.{_suggestion(str(section), list(KEYS))}"
+        elif not isinstance(values, dict):
+            yield f"{section!r} is a section with the keys {', '.join(KEYS[section])}, not a single value"
+        else:
+            for key, value in values.items():
+                name = f"{section}.{key}"
+                if key not in KEYS[section]:
+                    yield f"unknown key {name!r}.{_suggestion(str(key), KEYS[section], section)}"
+                elif OmegaConf.is_interpolation(layer[section], key):
+                    yield f"{name} is {value!r}; settings are not put together from others"
+                else:
+                    try:
+                        OmegaConf.update(merged, name, value)
+                    except OmegaConfBaseException as error:
+                        reason = str(error.msg or error).splitlines()[0]
+                        yield f"{name}: {reason}. Its type is documented in configs/base.yaml"
+
+
+def _suggestion(key: str, here: Sequence[str], section: str = "") -> str:
+    """A sentence with the known key that was meant, here or in another section, or with all that there are here."""
+    full = {name: f"{home}.{name}" for home, names in KEYS.items() for name in names}
+    full |= {name: f"{section}.{name}" if section else name for name in here}
+    names = (
+        [key] if key in full else difflib.get_close_matches(key, here, n=1) or difflib.get_close_matches(key, full, n=1)
+    )
+    return f" Did you mean {full[names[0]]!r}?" if names else f" Known here: {', '.join(here)}"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -287,39 +318,29 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
-def _parsed(value: str) -> Any:  # noqa: ANN401 - whatever YAML says
-    return OmegaConf.create(f"value: {value}").value if value else ""
-
-
-def _check(settings: Settings) -> None:
-    faults = []
+def _wrong_values(settings: Settings) -> Iterator[str]:
     for key, allowed in CHOICES.items():
         value = _look_up(settings, key)
         if value not in allowed:
-            faults.append(f"{key} is {value!r}.{_nearest(str(value), allowed)} It is one of: {', '.join(allowed)}")
-    for key, least in AT_LEAST.items():
-        value = _look_up(settings, key)
-        if value < least:
-            faults.append(f"{key} is {value}; it must be at least {least}")
+            yield f"{key} is {value!r}.{_nearest(str(value), allowed)} It is one of: {', '.join(allowed)}"
+    for key in {**AT_LEAST, **AT_MOST}:
+        value, least, most = _look_up(settings, key), AT_LEAST.get(key, -math.inf), AT_MOST.get(key, math.inf)
+        if value is not None and not least <= value <= most:  # NaN is refused too
+            limits = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            yield f"{key} is {value}; it must be {limits}"
     training, method = settings.training, settings.method
     if (training.steps is None) == (training.epochs is None):
-        faults.append(
+        yield (
             f"training.steps is {training.steps} and training.epochs is {training.epochs}; set exactly one, "
             "as in training.steps=600 training.epochs=null"
         )
-    for key in ("optimizer.warmup_fraction", "backbone.dropout"):
-        share = _look_up(settings, key)
-        if share is not None and not 0 <= share <= 1:
-            faults.append(f"{key} is {share}; it is a share, 0 to 1")
     if method.name == "dept" and method.prompt_length > method.budget_length:
-        faults.append(
+        yield (
             f"method.prompt_length (m) is {method.prompt_length} but method.budget_length (l) is "
             f"{method.budget_length}; DePT needs m <= l: lower m or raise l"
         )
     if method.prompt_init == "text" and not method.prompt_text:
-        faults.append("method.prompt_init is 'text' but method.prompt_text is empty; give the text to start from")
-    if faults:
-        raise UsageError("; ".join(faults))
+        yield "method.prompt_init is 'text' but method.prompt_text is empty; give the text to start from"
 
 
 def _look_up(settings: Settings, key: str) -> Any:  # noqa: ANN401 - any setting
