@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -36,6 +35,7 @@ from feature_extraction import FeatureStore
 from feature_extraction.durable import PARTIAL_SUFFIX, commit_directory, write_durably
 from feature_extraction.errors import InputDataError, UsageError
 
+TRAINED_SECTIONS = ("method", "visual")  # of the settings: they say what the trained tensors mean
 RECORDED_PACKAGES = ("dept_vl", "torch", "transformers", "accelerate", "timm", "numpy", "safetensors")
 
 
@@ -48,7 +48,9 @@ def open_run(folder: Path, settings: Settings, record: Mapping[str, Any]) -> Non
     """
     config_path, record_path = folder / "config.yaml", folder / "run.json"
     if not record_path.exists():
-        foreign = [path.name for path in folder.iterdir() if path != config_path] if folder.is_dir() else []
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        # A run that was stopped in this very function leaves the settings, or a part of either file.
+        foreign = [name for name in found if name != config_path.name and not name.endswith(PARTIAL_SUFFIX)]
         if foreign:
             raise UsageError(
                 f"--output {folder} holds {foreign[0]!r} but no run. Give a new folder, or one that training made"
@@ -79,7 +81,7 @@ def run_record(
         "seed": settings.training.seed,
         "identity": dict(identity),
         "versions": {"python": platform.python_version(), **versions},
-        "cpu_threads": os.cpu_count(),
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -144,7 +146,7 @@ def load_run(
 
     Raises:
         InputDataError: no run, or training has not finished.
-        IncompatibleError: the backbone, the tokenizer or the features are not those of the adapter.
+        IncompatibleError: the backbone, the tokenizer, the features or the overrides are not those of the adapter.
         DamagedError: a file of the adapter or the store is not what was written.
     """
     record = read_record(folder)
@@ -159,6 +161,12 @@ def load_run(
     backbone = load_backbone(settings.backbone, dtype=compute_dtype(settings))
     identity = adapter_identity(backbone, task=settings.task.name, method=settings.method.name, features=store.identity)
     adapter = load_adapter(folder / "adapter", expected_identity=identity)
+    refuse_differences(
+        _flat({section: adapter.settings[section] for section in TRAINED_SECTIONS}),
+        _flat({section: asdict(settings)[section] for section in TRAINED_SECTIONS}),
+        what=f"The adapter in {folder / 'adapter'} was trained with other settings (expected: its own; got: these)",
+        advice="Leave these settings as they are: what was trained is of use with them only",
+    )
     built = build_model(
         settings, backbone, visual_tokens=store.visual_tokens, feature_width=store.feature_width, seed=0
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dept_vl.command_line import Parser, StopSignal, command_text, run
 from dept_vl.config import layer_names, load_settings
+from feature_extraction.errors import UsageError
 
 EXAMPLES = """\
   python -m dept_vl.train --task vqa --data vqa/ --features coco.store --output runs/dept
@@ -34,6 +35,12 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
     chosen = {group: getattr(options, group) for group in ("backbone", "method", "task", "recipe")}
     load_settings(chosen, options.overrides)  # a wrong setting is told at once, before torch is loaded
+    foreign = [override for override in options.overrides if override.startswith("features")]
+    if foreign:
+        raise UsageError(
+            f"{foreign[0]!r}: training takes these settings from the feature store. "
+            "Give them to python -m dept_vl.extract"
+        )
     _train(options, command_text("dept_vl.train", arguments), chosen)
 
 
