@@ -1,0 +1,76 @@
+"""Every YAML file of configs/ builds settings, alone and with each method, and settings build a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from dept_vl.config import (
+    GROUPS,
+    Settings,
+    configs_folder,
+    layer_names,
+    load_settings,
+    settings_from_yaml,
+    settings_to_yaml,
+)
+from dept_vl.model.backbone import Backbone
+from dept_vl.model.build import build_model
+from dept_vl.tasks.task import load_task
+
+LAYERS = [(group, name) for group in GROUPS for name in layer_names(group)]
+METHODS = layer_names("method")
+
+
+def test_every_yaml_file_is_a_layer() -> None:
+    found = {path.relative_to(configs_folder()).as_posix() for path in configs_folder().rglob("*.yaml")}
+    assert found == {"base.yaml", *(f"{group}/{name}.yaml" for group, name in LAYERS)}
+
+
+def test_there_are_layers_of_every_group() -> None:
+    assert {group for group, _ in LAYERS} == set(GROUPS)
+    assert METHODS == ["dept", "full", "prompt", "visual_only"]
+
+
+@pytest.mark.parametrize(("group", "name"), LAYERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_layer_builds_settings_with_every_method(group: str, name: str, method: str) -> None:
+    settings = load_settings({"method": method} | {group: name}, [])
+    assert isinstance(settings, Settings)
+    assert settings.method.name == (name if group == "method" else method)
+
+
+@pytest.mark.parametrize(("task", "method"), list(product(layer_names("task"), METHODS)))
+def test_every_task_builds_a_model_with_every_method(backbone: Backbone, task: str, method: str) -> None:
+    settings = load_settings({"task": task, "method": method}, [])
+    assert load_task(settings.task).name == settings.task.name
+    built = build_model(settings, backbone, visual_tokens=4, feature_width=6, seed=0)
+    assert built.trainable.own + built.trainable.visual > 0
+
+
+@pytest.mark.parametrize(("recipe", "method"), list(product(layer_names("recipe"), METHODS)))
+def test_every_recipe_builds_a_model_with_every_method(backbone: Backbone, recipe: str, method: str) -> None:
+    settings = load_settings({"task": "vqa", "recipe": recipe, "method": method}, ["method.rank=null"])
+    build_model(settings, backbone, visual_tokens=4, feature_width=6, seed=0)
+
+
+@pytest.mark.parametrize(("group", "name"), LAYERS)
+def test_resolved_settings_come_back_from_a_run_s_folder(
+    group: str, name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    settings = load_settings({group: name}, [])
+    path = tmp_path_factory.mktemp("run") / "config.yaml"
+    path.write_text(settings_to_yaml(settings))
+    assert settings_from_yaml(path) == settings
+
+
+def test_the_recipe_of_the_demo_spends_equal_budgets_on_dept_and_prompt_tuning() -> None:
+    dept, prompt = (
+        load_settings({"task": "vqa", "recipe": "easy_vqa", "method": name}, []) for name in ("dept", "prompt")
+    )
+    assert replace(prompt, method=replace(prompt.method, name="dept")) == dept
+    assert dept.method.rank is not None
+    spent = dept.method.prompt_length * 256 + (dept.task.max_text_length + 256) * dept.method.rank
+    assert 0.99 * prompt.method.budget_length * 256 <= spent <= prompt.method.budget_length * 256
