@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ from dept_vl.model.backbone import Backbone
 from dept_vl.model.vl_t5 import VLT5
 from dept_vl.run_folder import load_run
 from dept_vl.tasks.task import Task
-from dept_vl.types import Example, Prediction
+from dept_vl.types import Batch, Example, Prediction
 
 
 def predict(
@@ -44,17 +45,21 @@ def predict(
         workers=settings.data.workers,
     )
     for batch in batches:
-        with accelerator.autocast():
-            ids = model.generate(
-                batch.to(accelerator.device),
-                max_length=settings.task.max_target_length,
-                num_beams=settings.task.num_beams,
-            )
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        answers.update(zip(batch.example_ids, map(task.parse, texts), strict=True))
+        here = batch.to(accelerator.device)
+        answers.update(zip(batch.example_ids, answer_batch(model, here, task, tokenizer, settings), strict=True))
     everyone: Sequence[tuple[str, str]] = gather_object(list(answers.items()))
     collected = dict(everyone)
     return [Prediction(example.example_id, collected[example.example_id]) for example in dataset.examples]
+
+
+def answer_batch(
+    model: VLT5, batch: Batch, task: Task, tokenizer: PreTrainedTokenizerBase, settings: Settings
+) -> list[str]:
+    """The answers to a batch that is on the model's device, in the precision of the settings."""
+    bf16 = settings.training.precision == "bf16"
+    with torch.autocast(batch.text_ids.device.type, torch.bfloat16, enabled=bf16):
+        ids = model.generate(batch, max_length=settings.task.max_target_length, num_beams=settings.task.num_beams)
+    return [task.parse(text) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def evaluate_run(
@@ -78,7 +83,7 @@ def evaluate_run(
     settings = loaded.settings
     examples = loaded.task.read(loaded.data, split)
     check_examples(examples, loaded.store, f"Split {split!r} of {loaded.data}")
-    accelerator = Accelerator(mixed_precision="bf16" if settings.training.precision == "bf16" else "no")
+    accelerator = Accelerator()
     loaded.model.to(accelerator.device)
     dataset = make_dataset(examples, loaded.store, loaded.backbone, settings, cache=cache_folder())
     predictions = predict(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from dept_vl.data.loader import evaluation_batches
-from dept_vl.inference import make_dataset
+from dept_vl.inference import answer_batch, make_dataset
 from dept_vl.model.adapter import refuse_differences
 from dept_vl.run_folder import LoadedRun, load_run
 from dept_vl.types import Example
@@ -33,6 +35,8 @@ class Predictor:
             IncompatibleError: the image backbone at hand has other weights or preprocessing than the features.
         """
         self._run = run
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        run.model.to(self._device)
         self._images = build_backbone(run.store.settings)
         refuse_differences(
             run.store.identity,
@@ -62,10 +66,9 @@ class Predictor:
         example = Example(example_id="", text=text, image_ids=tuple(map(str, paths)))
         dataset = make_dataset([example], _Encoded(self._images), self._run.backbone, settings, cache=None)
         batch = next(evaluation_batches(dataset, batch_size=1, bucket_width=settings.data.bucket_width))
-        ids = self._run.model.generate(
-            batch, max_length=settings.task.max_target_length, num_beams=settings.task.num_beams
-        )
-        return self._run.task.parse(self._run.backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
+        run = self._run
+        (answer,) = answer_batch(run.model, batch.to(self._device), run.task, run.backbone.tokenizer, settings)
+        return answer
 
 
 class _Encoded:

@@ -38,8 +38,11 @@ class VisualEmbedding(nn.Module):
         self, visual_tokens: Float[Tensor, "B I V D"], boxes: Float[Tensor, "B I V 4"]
     ) -> Float[Tensor, "B N H"]:
         """Embed all tokens of all images, image after image (N = I * V)."""
-        features = self.feature_norm(self.feature_projection(visual_tokens))
-        places = self.box_norm(self.box_projection(torch.cat([boxes, self._area(boxes)], dim=-1)))
+        features = self.feature_projection(visual_tokens)
+        places = self.box_projection(torch.cat([boxes, self._area(boxes)], dim=-1))
+        # Under bf16 autocast the projections are bf16; norms stay in their own precision, as T5's do.
+        features = self.feature_norm(features.type_as(self.feature_norm.weight))
+        places = self.box_norm(places.type_as(self.box_norm.weight))
         _, images, tokens, _ = visual_tokens.shape
         orders = self.image_order.weight[:images, None] + self.object_order.weight[:tokens]
         embedded: Tensor = features + places + orders

@@ -91,6 +91,7 @@ def train(
         Interrupted: a signal came; the state is saved.
         DamagedError: the newest checkpoint is not what was written.
     """
+    model.to(accelerator.device)  # before the optimizer, whose restored state goes to the parameters' device
     optimizer = make_optimizer(groups, settings.optimizer)
     checkpoint = load_newest_checkpoint(folder / "checkpoints")
     progress, best = Progress(), trained_tensors(model, groups)
