@@ -1,5 +1,6 @@
-"""Tiny models and data, built in memory; shapes in annotations are checked here and only here."""
+"""Tiny models and data; shapes in annotations are checked here and only here."""
 
+# ruff: noqa: E402 - the environment and the import hook come before what they act on
 from __future__ import annotations
 
 import os
@@ -12,22 +13,45 @@ from jaxtyping import install_import_hook
 CHECKED = ("dept_vl.model", "dept_vl.data", "feature_extraction.backbones", "feature_extraction.store")
 install_import_hook(list(CHECKED), "beartype.beartype")
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from dept_vl.model.backbone import Backbone, tokenizer_digest, weight_digest
 from dept_vl.types import Batch
+from feature_extraction.images import ImageFile
+from feature_extraction.settings import ExtractionSettings
+from feature_extraction.store_layout import StoredImages, plan
+from feature_extraction.store_writer import StoreWriter
 
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
-WORDS = "what is the color of this shape are there any how many red blue green yes no two three dog cat ? vqa :".split()
+WORDS = (
+    *("what", "is", "the", "color", "of", "this", "shape", "are", "there", "any", "how", "many", "red", "blue"),
+    *("green", "yes", "no", "two", "three", "dog", "cat", "?", "vqa", ":"),
+)
+TOY_IMAGES = tuple(sorted(f"toy_{split}_{number:012d}" for split in ("train", "val", "test") for number in range(4)))
+TOY_QUESTIONS = (
+    ("what is the color ?", ("red", "blue", "green", "red")),
+    ("is there any red shape ?", ("yes", "no", "no", "yes")),
+    ("how many are there ?", ("two", "three", "two", "three")),
+)
+TOY_SETTINGS = (
+    *("task.splits={train: train, validation: val, test: test}", "task.max_text_length=8", "task.max_target_length=4"),
+    *("method.budget_length=10", "method.prompt_length=4", "data.batch_size=4", "data.evaluation_batch_size=4"),
+    *("training.steps=7", "training.epochs=null", "training.evaluate_every=3", "training.checkpoint_every=2"),
+    "training.log_every=1",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,6 +75,14 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.setenv("DEPT_VL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its state for a whole process; here a test stands for one."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word tokenizer that ends texts with </s>, as T5's does."""
@@ -63,7 +95,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_t5() -> Callable[..., T5ForConditionalGeneration]:
     """Random T5s of 2 layers and hidden size 16, equal for equal seeds."""
 
@@ -95,16 +127,106 @@ def backbone(make_t5: Callable[..., T5ForConditionalGeneration], tokenizer: PreT
     return Backbone("tiny", t5, tokenizer, weight_digest(t5), tokenizer_digest(tokenizer))
 
 
-@pytest.fixture
-def backbone_folder(backbone: Backbone, tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def tiny_t5(
+    make_t5: Callable[..., T5ForConditionalGeneration],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The tiny T5 as a local folder, for the command lines."""
-    folder = tmp_path / "tiny-t5"
-    backbone.t5.save_pretrained(folder)
-    backbone.tokenizer.save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("backbones") / "tiny-t5"
+    make_t5().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
+@pytest.fixture(scope="session")
+def make_vqa(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folders of questions and annotations in VQAv2's formats, so many of them in each split.
+
+    A question asks for the color, the shape or the count of one of four images. Annotators agree, unless ``doubtful``.
+    """
+
+    def make(sizes: Mapping[str, int], *, doubtful: bool = False) -> Path:
+        folder = tmp_path_factory.mktemp("vqa")
+        for offset, (split, size) in enumerate(sizes.items(), start=1):
+            head = {"info": {}, "license": {}, "data_type": "toy", "data_subtype": split}
+            questions, annotations = [], []
+            for number in range(size):
+                ids = {"question_id": 1000 * offset + number, "image_id": number % 4}
+                text, answers = TOY_QUESTIONS[number // 4 % 3]
+                answer, other = answers[number % 4], answers[(number + 1) % 4]
+                given = [other if doubtful and number % 2 and person < 3 else answer for person in range(10)]
+                questions.append({**ids, "question": text})
+                annotations.append(
+                    {
+                        **ids,
+                        "question_type": " ".join(text.split()[:2]),
+                        "answer_type": "yes/no" if answer in ("yes", "no") else "other",
+                        "answers": [{"answer_id": person, "answer": one} for person, one in enumerate(given, start=1)],
+                    }
+                )
+            (folder / f"v2_OpenEnded_toy_{split}_questions.json").write_text(
+                json.dumps({**head, "questions": questions})
+            )
+            (folder / f"v2_toy_{split}_annotations.json").write_text(json.dumps({**head, "annotations": annotations}))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_vqa(make_vqa: Callable[..., Path]) -> Path:
+    """A folder whose sizes are no multiples of a batch."""
+    return make_vqa({"train": 14, "val": 6, "test": 7}, doubtful=True)
+
+
+@pytest.fixture(scope="session")
+def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A feature store of the four images of each split of ``make_vqa``, with random features."""
+    images = [ImageFile(name, Path(f"{name}.png")) for name in TOY_IMAGES]
+    identity = {"backbone": "toy", "visual_tokens": 4, "feature_width": 6, "weight_digest": "0" * 64}
+    writer = StoreWriter(
+        tmp_path_factory.mktemp("features") / "store", plan(images, ExtractionSettings(shard_size=8), identity)
+    )
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(len(images), 4, 6)).astype(np.float16)
+    corners = generator.random(size=(len(images), 4, 2, 2), dtype=np.float32)
+    boxes = np.concatenate([corners.min(axis=2), corners.max(axis=2)], axis=-1)
+    for number in writer.missing:
+        rows = writer.rows(number)
+        part = slice(rows.start, rows.stop)
+        writer.write(number, TOY_IMAGES[part], StoredImages(features[part], boxes[part]), [])
+    writer.finish()
+    return writer.path
+
+
+@pytest.fixture(scope="session")
+def train_arguments(tiny_t5: Path, toy_vqa: Path, toy_store: Path) -> Callable[..., list[str]]:
+    """The command line of a run of seven steps, over more than two epochs of three, on the tiny T5 and the toy data."""
+
+    def make(
+        output: Path,
+        *more: str,
+        method: str = "dept",
+        backbone: Path | str = tiny_t5,
+        data: Path = toy_vqa,
+        store: Path = toy_store,
+    ) -> list[str]:
+        chosen = {"task": "vqa", "method": method, "backbone": backbone, "data": data, "features": store}
+        options = [text for name, value in (chosen | {"output": output}).items() for text in (f"--{name}", str(value))]
+        return [*options, *TOY_SETTINGS, *more]
+
+    return make
+
+
 @pytest.fixture
+def backbone_folder(tiny_t5: Path, tmp_path: Path) -> Path:
+    """The tiny T5's folder to change."""
+    return Path(shutil.copytree(tiny_t5, tmp_path / "tiny-t5"))
+
+
+@pytest.fixture(scope="session")
 def make_batch() -> Callable[..., Batch]:
     """Batches of given text lengths with random contents; ``pad`` more columns of padding, on either side."""
 
