@@ -1,12 +1,11 @@
 """The adapter folder: what was trained, and what it was trained on top of.
 
 ``adapter_model.safetensors`` holds the trained tensors, ``adapter_config.json`` the identities that must match when
-they are loaded, the settings and a digest, and ``README.md`` says the same to a person.
+they are loaded, the settings and digests, and ``README.md`` says the same to a person.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from dept_vl.model.trainable import ParameterGroup
 from dept_vl.model.vl_t5 import VLT5
 from feature_extraction.durable import sha256_of_file, write_durably
 from feature_extraction.errors import DamagedError, IncompatibleError, InputDataError
+from feature_extraction.store_layout import seal, unseal
 
 FORMAT = 1
 CONFIG_NAME, TENSORS_NAME, CARD_NAME = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -87,7 +87,7 @@ def save_adapter(folder: Path, adapter: Adapter) -> None:
     shapes = {name: list(tensor.shape) for name, tensor in adapter.tensors.items()}
     record = {"identity": adapter.identity, "settings": adapter.settings, "shapes": shapes, "sha256": digest}
     write_durably(folder / CARD_NAME, _card(adapter).encode())
-    write_durably(folder / CONFIG_NAME, (json.dumps(record, indent=1) + "\n").encode())
+    write_durably(folder / CONFIG_NAME, seal(record, indent=1))
 
 
 def load_adapter(folder: Path, *, expected_identity: Mapping[str, Any] | None = None) -> Adapter:
@@ -102,16 +102,14 @@ def load_adapter(folder: Path, *, expected_identity: Mapping[str, Any] | None = 
         IncompatibleError: the adapter belongs to another task, backbone, tokenizer or feature store.
     """
     try:
-        record = json.loads((folder / CONFIG_NAME).read_text())
-        identity, settings, expected_digest = record["identity"], record["settings"], record["sha256"]
+        record = unseal((folder / CONFIG_NAME).read_bytes())
     except FileNotFoundError:
         raise InputDataError(
             f"No adapter in {folder}: {CONFIG_NAME} is missing. Give the folder that training wrote, RUN/adapter"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(
-            f"{folder / CONFIG_NAME} is not an adapter's configuration ({error}). Take it again from the run"
-        ) from error
+    if record is None:
+        raise DamagedError(f"{folder / CONFIG_NAME} does not fit its own digest. Take it again from the run")
+    identity = record["identity"]
     if expected_identity is not None:
         refuse_differences(
             dict(expected_identity),
@@ -121,9 +119,9 @@ def load_adapter(folder: Path, *, expected_identity: Mapping[str, Any] | None = 
         )
     path = folder / TENSORS_NAME
     got_digest = sha256_of_file(path) if path.is_file() else "no file"
-    if got_digest != expected_digest:
-        raise DamagedError(f"{path}: SHA-256 expected {expected_digest}, got {got_digest}. Take it again from the run")
-    return Adapter(identity, settings, load(path.read_bytes()))
+    if got_digest != record["sha256"]:
+        raise DamagedError(f"{path}: SHA-256 expected {record['sha256']}, got {got_digest}. Take it again from the run")
+    return Adapter(identity, record["settings"], load(path.read_bytes()))
 
 
 def refuse_differences(expected: Mapping[str, Any], got: Mapping[str, Any], *, what: str, advice: str) -> None:

@@ -1,13 +1,12 @@
 """Checkpoints that are whole or absent: trained parameters, the best ones so far, optimizer, and one JSON record.
 
 ``checkpoints/step-00000200/`` holds ``model.safetensors``, ``best.safetensors``, ``optimizer.safetensors`` and
-``state.json`` with the digests of the others. There is no clock, host name or pickle in it, so that equal runs give
-equal bytes.
+``state.json`` with the digests of the others and of itself. There is no clock, host name or pickle in it, so that
+equal runs give equal bytes.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from torch import Tensor
 
 from feature_extraction.durable import PARTIAL_SUFFIX, commit_directory, sha256_of_file, write_durably
 from feature_extraction.errors import DamagedError
+from feature_extraction.store_layout import seal, unseal
 
+KEPT = 2  # checkpoints
 TENSOR_FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors")
 
 
@@ -47,8 +48,8 @@ class Checkpoint(NamedTuple):
     optimizer: dict[str, Tensor]
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
-    """Write a checkpoint, read it back, give it its name in one step, and delete all but the newest ``keep``.
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint, read it back, give it its name in one step, and tidy up.
 
     Raises:
         DiskFullError: no space; the checkpoints before are untouched.
@@ -56,12 +57,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     """
     final = folder / f"step-{checkpoint.progress.step:08d}"
     partial = final.with_name(final.name + PARTIAL_SUFFIX)
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"*{PARTIAL_SUFFIX}"):
-        shutil.rmtree(leftover)
     if final.exists():  # the same step again, by the same run: equal bytes
         return final
-    partial.mkdir()
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     try:
         tensors = (checkpoint.model, checkpoint.best, checkpoint.optimizer)
         digests = {
@@ -69,15 +68,20 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
             for name, content in zip(TENSOR_FILES, tensors, strict=True)
         }
         record = {"progress": asdict(checkpoint.progress), "sha256": digests}
-        write_durably(partial / "state.json", (json.dumps(record, indent=1) + "\n").encode())
+        write_durably(partial / "state.json", seal(record, indent=1))
         _verify(partial, digests)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     commit_directory(partial, final)
-    for old in checkpoint_folders(folder)[:-keep]:
-        shutil.rmtree(old)
+    tidy(folder)
     return final
+
+
+def tidy(folder: Path) -> None:
+    """Delete what a stopped process left half written, and all checkpoints but the newest."""
+    for superfluous in [*folder.glob(f"*{PARTIAL_SUFFIX}"), *checkpoint_folders(folder)[:-KEPT]]:
+        shutil.rmtree(superfluous)
 
 
 def load_newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -91,7 +95,9 @@ def load_newest_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     newest = folders[-1]
     try:
-        record = json.loads((newest / "state.json").read_text())
+        record = unseal((newest / "state.json").read_bytes())
+        if record is None:
+            raise DamagedError("state.json does not fit its own digest")
         _verify(newest, record["sha256"])
         model, best, optimizer = (load((newest / name).read_bytes()) for name in TENSOR_FILES)
         return Checkpoint(Progress(**record["progress"]), model, best, optimizer)

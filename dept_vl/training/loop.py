@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.optim import AdamW
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from dept_vl.model.adapter import restore_tensors, trained_tensors
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
 from dept_vl.model.trainable import ParameterGroup
 from dept_vl.model.vl_t5 import VLT5
-from dept_vl.training.checkpoint import Checkpoint, Progress, load_newest_checkpoint, save_checkpoint
+from dept_vl.training.checkpoint import Checkpoint, Progress, load_newest_checkpoint, save_checkpoint, tidy
 from dept_vl.training.loss_log import LossLog
 from dept_vl.training.optimizer import (
     make_optimizer,
@@ -101,7 +102,10 @@ def train(
         restore_optimizer(optimizer, groups, checkpoint.optimizer)
         if accelerator.is_main_process:
             say(f"Resuming at step {progress.step:,} of {total_steps:,}")
-    log = LossLog(folder / "log.jsonl", resume_step=progress.step) if accelerator.is_main_process else None
+    log = None
+    if accelerator.is_main_process:
+        tidy(folder / "checkpoints")
+        log = LossLog(folder / "log.jsonl", resume_step=progress.step)
     wrapped = accelerator.prepare(model)
     run = _Run(model, groups, optimizer, settings, folder, accelerator, log)
 
@@ -140,7 +144,7 @@ def _update(run: _Run, wrapped: torch.nn.Module, batch: Batch, progress: Progres
     run.accelerator.backward(output.loss)
     parameters = [parameter for group in run.groups for parameter in group.parameters.values()]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.settings.optimizer.clip_norm))
-    loss = float(output.loss.detach())
+    loss = float(run.accelerator.reduce(output.loss.detach(), reduction="mean"))  # over processes, so that all agree
     if not (math.isfinite(loss) and math.isfinite(norm)):
         _refuse_update(run, batch, step, loss, norm)
 
@@ -223,7 +227,8 @@ def _save(run: _Run, progress: Progress, best: dict[str, Tensor]) -> None:
 
 def _refuse_update(run: _Run, batch: Batch, step: int, loss: float, norm: float) -> None:
     path = run.folder / "nan_batch.json"
-    record = {"step": step, "loss": str(loss), "gradient_norm": str(norm), "example_ids": batch.example_ids}
+    example_ids = gather_object(list(batch.example_ids))
+    record = {"step": step, "loss": str(loss), "gradient_norm": str(norm), "example_ids": example_ids}
     if run.accelerator.is_main_process:
         write_durably(path, (json.dumps(record, indent=1) + "\n").encode())
     raise NumericalError(

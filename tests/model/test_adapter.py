@@ -245,10 +245,15 @@ def test_a_damaged_configuration_is_refused(folder: Path, content: bytes) -> Non
     (folder / CONFIG_NAME).write_bytes(content)
     with pytest.raises(DamagedError) as raised:
         load_adapter(folder)
-    message = str(raised.value)
-    assert message.startswith(f"{folder / CONFIG_NAME} is not an adapter's configuration (")
-    assert message.endswith("). Take it again from the run")
+    assert str(raised.value) == f"{folder / CONFIG_NAME} does not fit its own digest. Take it again from the run"
     assert raised.value.exit_code == 5
+
+
+def test_a_changed_identity_in_the_file_is_damage_and_not_believed(folder: Path) -> None:
+    path = folder / CONFIG_NAME
+    path.write_text(path.read_text().replace('"task": "vqa"', '"task": "gqa"'))
+    with pytest.raises(DamagedError, match="does not fit its own digest"):
+        load_adapter(folder)
 
 
 @pytest.mark.parametrize("place", [8, 100, -1])

@@ -1,0 +1,176 @@
+"""Learning rates, weight decay, and the optimizer's state in and out of a checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from dept_vl.config import OptimizerSettings
+from dept_vl.model.trainable import ParameterGroup
+from dept_vl.training.optimizer import (
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    schedule_factor,
+    set_learning_rates,
+)
+from feature_extraction.errors import DamagedError
+
+
+def make_groups() -> list[ParameterGroup]:
+    generator = torch.Generator().manual_seed(0)
+
+    def parameter(*shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.randn(*shape, generator=generator))
+
+    return [
+        ParameterGroup("prompt", {"prompt.prompt": parameter(3, 4)}, 0.3, 0.1),
+        ParameterGroup("low_rank", {"prompt.a": parameter(5, 2), "prompt.b": parameter(2, 4)}, 1e-3, 0.0),
+        ParameterGroup("visual", {"visual_embedding.w": parameter(4, 6)}, 1e-2, 0.5),
+    ]
+
+
+def step(groups: list[ParameterGroup], optimizer: torch.optim.AdamW, number: int) -> None:
+    generator = torch.Generator().manual_seed(number)
+    for group in groups:
+        for value in group.parameters.values():
+            value.grad = torch.randn(value.shape, generator=generator)
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("total", "warmup", "expected"),
+    [
+        (10, 0.2, [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        (4, 0.0, [1.0, 0.75, 0.5, 0.25]),
+        (4, 1.0, [0.25, 0.5, 0.75, 1.0]),
+        (1, 0.1, [1.0]),
+        (5, 0.1, [1.0, 0.8, 0.6, 0.4, 0.2]),  # half a step of warm-up is none
+    ],
+)
+def test_the_schedule_rises_linearly_and_falls_linearly_to_zero(
+    total: int, warmup: float, expected: list[float]
+) -> None:
+    factors = [schedule_factor(step, total_steps=total, warmup_fraction=warmup) for step in range(total)]
+    assert factors == pytest.approx(expected)
+
+
+def test_no_update_has_a_rate_of_zero_and_the_one_after_the_last_would() -> None:
+    factors = [schedule_factor(step, total_steps=600, warmup_fraction=0.1) for step in range(601)]
+    assert min(factors[:600]) > 0
+    assert max(factors) == factors[59] == factors[60] == 1
+    assert factors[600] == 0
+
+
+def test_each_group_keeps_its_own_rate_under_the_schedule() -> None:
+    optimizer = make_optimizer(make_groups(), OptimizerSettings())
+    for factor in (0.5, 1.0, 0.25):
+        set_learning_rates(optimizer, factor)
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        assert rates == {"prompt": 0.3 * factor, "low_rank": 1e-3 * factor, "visual": 1e-2 * factor}
+
+
+def test_the_first_step_moves_every_number_by_its_group_s_rate() -> None:
+    """Adam's first update has size lr, whatever the gradient."""
+    groups = make_groups()
+    before = [[value.detach().clone() for value in group.parameters.values()] for group in groups]
+    optimizer = make_optimizer(groups, OptimizerSettings())
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    set_learning_rates(optimizer, 0.5)
+    step(groups, optimizer, 1)
+    for group, old in zip(groups, before, strict=True):
+        for value, former in zip(group.parameters.values(), old, strict=True):
+            moved = (value - former).abs()
+            torch.testing.assert_close(moved, torch.full_like(moved, group.learning_rate / 2), rtol=1e-3, atol=0)
+
+
+def test_weight_decay_is_real_and_each_group_s_own() -> None:
+    """A parameter whose gradient is zero shrinks by lr * weight decay."""
+    groups = make_groups()
+    before = [[value.detach().clone() for value in group.parameters.values()] for group in groups]
+    optimizer = make_optimizer(groups, OptimizerSettings())
+    set_learning_rates(optimizer, 0.5)
+    for group in groups:
+        for value in group.parameters.values():
+            value.grad = torch.zeros_like(value)
+    optimizer.step()
+    for group, old in zip(groups, before, strict=True):
+        shrinking = 1 - 0.5 * group.learning_rate * group.weight_decay
+        for value, former in zip(group.parameters.values(), old, strict=True):
+            torch.testing.assert_close(value.detach(), former * shrinking, rtol=1e-6, atol=0)
+
+
+def test_betas_and_epsilon_come_from_the_settings() -> None:
+    optimizer = make_optimizer(make_groups(), OptimizerSettings(beta1=0.8, beta2=0.95, epsilon=1e-3))
+    assert all(group["betas"] == (0.8, 0.95) for group in optimizer.param_groups)
+    assert all(group["eps"] == 1e-3 for group in optimizer.param_groups)
+
+
+def test_a_restored_optimizer_goes_on_with_the_same_bits() -> None:
+    straight, stopped = make_groups(), make_groups()
+    optimizers = [make_optimizer(groups, OptimizerSettings()) for groups in (straight, stopped)]
+    for number in range(3):
+        step(straight, optimizers[0], number)
+        step(stopped, optimizers[1], number)
+    tensors = load(save(optimizer_tensors(optimizers[1], stopped)))  # through the bytes of a file
+    resumed = make_optimizer(stopped, OptimizerSettings())
+    restore_optimizer(resumed, stopped, tensors)
+    for number in range(3, 6):
+        step(straight, optimizers[0], number)
+        step(stopped, resumed, number)
+    for one, other in zip(straight, stopped, strict=True):
+        assert all(map(torch.equal, one.parameters.values(), other.parameters.values()))
+    expected, got = optimizer_tensors(optimizers[0], straight), optimizer_tensors(resumed, stopped)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_the_state_is_named_like_the_parameters() -> None:
+    groups = make_groups()
+    optimizer = make_optimizer(groups, OptimizerSettings())
+    assert optimizer_tensors(optimizer, groups) == {}
+    step(groups, optimizer, 1)
+    assert set(optimizer_tensors(optimizer, groups)) == {
+        f"{name}.{moment}"
+        for name in ("prompt.prompt", "prompt.a", "prompt.b", "visual_embedding.w")
+        for moment in ("exp_avg", "exp_avg_sq", "step")
+    }
+
+
+def test_restored_moments_do_not_share_memory_with_the_checkpoint() -> None:
+    groups = make_groups()
+    optimizer = make_optimizer(groups, OptimizerSettings())
+    step(groups, optimizer, 1)
+    tensors = {name: value.clone() for name, value in optimizer_tensors(optimizer, groups).items()}
+    kept = {name: value.clone() for name, value in tensors.items()}
+    restore_optimizer(optimizer, groups, tensors)
+    step(groups, optimizer, 2)
+    assert all(torch.equal(tensors[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "shapes"),
+    [
+        ("prompt.a.exp_avg", None, "expected torch.Size([5, 2]), got None"),
+        ("prompt.a.exp_avg", torch.zeros(4, 2), "expected torch.Size([5, 2]), got torch.Size([4, 2])"),
+        ("prompt.c.step", torch.zeros(()), "expected None, got torch.Size([])"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_names_the_first_difference(
+    name: str, tensor: torch.Tensor | None, shapes: str
+) -> None:
+    groups = make_groups()
+    optimizer = make_optimizer(groups, OptimizerSettings())
+    step(groups, optimizer, 1)
+    tensors = optimizer_tensors(optimizer, groups) | {name: tensor}
+    fresh = make_optimizer(groups, OptimizerSettings())
+    with pytest.raises(DamagedError) as raised:
+        restore_optimizer(fresh, groups, {key: value for key, value in tensors.items() if value is not None})
+    assert str(raised.value) == (
+        f"The optimizer state in the checkpoint does not fit the model, first at {name!r}: {shapes}. "
+        "Delete that checkpoint to go on from the one before"
+    )
+    assert not fresh.state
