@@ -57,10 +57,11 @@ class Backbone:
         self.boxes = cell_boxes(rows=rows, columns=columns, grid=settings.grid)
         self.visual_tokens = len(self.boxes)
 
-    def encode(self, images: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Float16[np.ndarray, "B V D"]:
+    def encode(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float16[np.ndarray, "B V D"]:
         """The visual tokens of decoded images of any size, exactly as a store holds them."""
-        pixels = torch.from_numpy(np.stack([self.preprocessing.resize(image) for image in images]))
-        return np.concatenate([self.encode_pixels(part) for part in torch.split(pixels, self.settings.batch_size)])
+        pixels = np.stack([self.preprocessing.resize(image) for image in images])
+        size = self.settings.batch_size
+        return np.concatenate([self.encode_pixels(pixels[at : at + size]) for at in range(0, len(pixels), size)])
 
     def encode_file(self, path: Path) -> StoredImage:
         """The visual tokens and boxes of one image file, bit-equal to those in a store of the same identity.
@@ -72,10 +73,11 @@ class Backbone:
         """
         return StoredImage(self.encode([decode_image(path)])[0], self.boxes)
 
-    def encode_pixels(self, pixels: UInt8[Tensor, "B size size 3"]) -> Float16[np.ndarray, "B V D"]:
+    def encode_pixels(self, pixels: UInt8[np.ndarray, "B size size 3"]) -> Float16[np.ndarray, "B V D"]:
         """The visual tokens of at most ``batch_size`` images that are resized already."""
-        filling = self.settings.batch_size - len(pixels)
-        feature_map = self._map(functional.pad(pixels, (0, 0, 0, 0, 0, 0, 0, filling)))[: len(pixels)]
+        whole = torch.zeros(self.settings.batch_size, *pixels.shape[1:], dtype=torch.uint8)
+        whole[: len(pixels)] = torch.from_numpy(pixels)
+        feature_map = self._map(whole)[: len(pixels)]
         if self.settings.grid is not None:
             feature_map = POOLINGS[self.settings.pooling](feature_map, self.settings.grid)
         return np.ascontiguousarray(feature_map.flatten(2).transpose(1, 2).half().cpu().numpy())

@@ -1,90 +1,118 @@
-"""The fixed batches of a store's shards, decoded and resized in worker processes."""
+"""The fixed batches of a store's shards, decoded and resized by worker processes. Imports no torch."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from feature_extraction.images import ImageFile, ImageRejected, decode_image
+from feature_extraction.images import ImageFile, ImageRejected, Preprocessing, decode_image
 from feature_extraction.store_layout import Rejected
 from feature_extraction.store_writer import StoreWriter
-from feature_extraction.tower import Preprocessing
+
+
+class Batch(NamedTuple):
+    """Images that go through the backbone together."""
+
+    shard: int
+    last_of_shard: bool
+    images: Sequence[ImageFile]
 
 
 class DecodedBatch(NamedTuple):
-    """The usable images of one batch, and the others."""
+    """The usable images of a batch with their pixels, and the others."""
 
     shard: int
     last_of_shard: bool
     images: list[ImageFile]
-    pixels: UInt8[Tensor, "B size size 3"]
+    pixels: UInt8[np.ndarray, "B size size 3"]
     rejected: list[Rejected]
 
 
-class _Batches(Dataset[DecodedBatch]):
-    """The batches of the missing shards; an item does not depend on what else is missing, or on who decodes it."""
+def plan_batches(images: Sequence[ImageFile], writer: StoreWriter, batch_size: int) -> list[Batch]:
+    """The batches of all missing shards; what a batch holds does not depend on what else is missing."""
+    return [
+        Batch(number, start + batch_size >= len(rows), images[rows.start : rows.stop][start : start + batch_size])
+        for number in writer.missing
+        for rows in [writer.rows(number)]
+        for start in range(0, len(rows), batch_size)
+    ]
 
-    def __init__(self, images: Sequence[ImageFile], writer: StoreWriter, size: int, pixels: Preprocessing) -> None:
-        self._images, self._preprocessing = images, pixels
-        self._batches = [
-            (number, rows[start : start + size], start + size >= len(rows))
-            for number in writer.missing
-            for rows in [writer.rows(number)]
-            for start in range(0, len(rows), size)
-        ]
 
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> DecodedBatch:
-        shard, rows, last = self._batches[index]
-        side = self._preprocessing.image_size
-        pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
-        images: list[ImageFile] = []
-        rejected: list[Rejected] = []
-        for image in self._images[rows.start : rows.stop]:
-            try:
-                pixels[len(images)] = self._preprocessing.resize(decode_image(image.path))
-            except ImageRejected as error:
-                rejected.append(Rejected(image.image_id, str(image.path), str(error)))
-            else:
-                images.append(image)
-        return DecodedBatch(shard, last, images, torch.from_numpy(pixels[: len(images)]), rejected)
+def decode_batch(batch: Batch, preprocessing: Preprocessing) -> DecodedBatch:
+    """Decode and resize the images of a batch."""
+    side = preprocessing.image_size
+    pixels = np.empty((len(batch.images), side, side, 3), dtype=np.uint8)
+    images: list[ImageFile] = []
+    rejected: list[Rejected] = []
+    for image in batch.images:
+        try:
+            pixels[len(images)] = preprocessing.resize(decode_image(image.path))
+        except ImageRejected as error:
+            rejected.append(Rejected(image.image_id, str(image.path), str(error)))
+        else:
+            images.append(image)
+    return DecodedBatch(batch.shard, batch.last_of_shard, images, pixels[: len(images)], rejected)
 
 
 def decoded_batches(
-    images: Sequence[ImageFile], writer: StoreWriter, *, batch_size: int, workers: int, preprocessing: Preprocessing
-) -> Iterator[DecodedBatch]:
-    """The batches of all missing shards, in order; with ``workers`` 0 decoded in this process.
+    batches: Sequence[Batch], preprocessing: Preprocessing, *, workers: int
+) -> Generator[DecodedBatch, None, None]:
+    """The batches in their order; with ``workers`` 0 decoded in this process. Close it to end the workers.
 
     Raises:
         MemoryError: the system killed a worker.
+        RuntimeError: a worker failed.
     """
-    batches = _Batches(images, writer, batch_size, preprocessing)
-    loader: DataLoader[DecodedBatch] = DataLoader(
-        batches,
-        batch_size=None,
-        num_workers=min(workers, len(batches)),
-        worker_init_fn=_leave_signals_to_the_main_process,
-    )
+    if workers == 0:
+        for batch in batches:
+            yield decode_batch(batch, preprocessing)
+        return
+    # Worker w decodes the batches w, w + workers, …; it waits in its pipe until its next one is asked for.
+    receivers: list[Connection] = []
+    processes: list[Process] = []
     try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise MemoryError(
-            f"A decoding process was killed, as systems do when memory runs out ({' '.join(str(error).split())}). "
-            "The finished shards stay: run the same command again with a lower features.workers"
-        ) from error
+        for worker in range(min(workers, len(batches))):
+            receiver, sender = Pipe(duplex=False)
+            process = Process(target=_work, args=(batches[worker::workers], preprocessing, sender), daemon=True)
+            process.start()
+            sender.close()  # the worker's copy is the only one now, so that its death ends the pipe
+            receivers.append(receiver)
+            processes.append(process)
+        for number in range(len(batches)):
+            worker = number % workers
+            try:
+                decoded: DecodedBatch = receivers[worker].recv()
+            except (EOFError, ConnectionError) as error:
+                raise _failure(processes[worker]) from error
+            yield decoded
+    finally:
+        for process, receiver in zip(processes, receivers, strict=True):
+            process.kill()
+            process.join()
+            receiver.close()
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _work(batches: Sequence[Batch], preprocessing: Preprocessing, sender: Connection) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the main process decides when to stop
         signal.signal(number, signal.SIG_IGN)
+    try:
+        for batch in batches:
+            sender.send(decode_batch(batch, preprocessing))
+    except BrokenPipeError:  # the main process is gone
+        return
+
+
+def _failure(process: Process) -> Exception:
+    process.join()
+    if process.exitcode is not None and process.exitcode < 0:
+        return MemoryError(
+            f"A decoding process was killed by {signal.Signals(-process.exitcode).name}, as systems do when memory "
+            "runs out. The finished shards stay: run the same command again with a lower features.workers"
+        )
+    return RuntimeError(f"A decoding process failed with exit code {process.exitcode}; its traceback stands above")

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from jaxtyping import Float16
 from tqdm import tqdm
 
 from feature_extraction.backbones import Backbone, build_backbone
-from feature_extraction.batches import DecodedBatch, decoded_batches
+from feature_extraction.batches import DecodedBatch, decoded_batches, plan_batches
 from feature_extraction.errors import DiskFullError, InputDataError, Interrupted
 from feature_extraction.images import ImageFile, list_images
 from feature_extraction.settings import ExtractionSettings
@@ -106,14 +107,10 @@ def run_plan(
     allowed = max(TOLERATED, int(max_rejected_fraction * len(images))) if max_rejected_fraction > 0 else 0
     wanted = sum(len(writer.rows(number)) for number in missing)
     parts: list[_Encoded] = []
-    with Progress(total=wanted, shards=len(missing), say=say) as progress:
-        for batch in decoded_batches(
-            images,
-            writer,
-            batch_size=backbone.settings.batch_size,
-            workers=backbone.settings.workers,
-            preprocessing=backbone.preprocessing,
-        ):
+    batches = plan_batches(images, writer, backbone.settings.batch_size)
+    decoded = decoded_batches(batches, backbone.preprocessing, workers=backbone.settings.workers)
+    with closing(decoded), Progress(total=wanted, shards=len(missing), say=say) as progress:
+        for batch in decoded:
             if stop():
                 raise Interrupted(
                     f"{manifest.shards - len(writer.missing)}/{manifest.shards} shards of {output} are done. "

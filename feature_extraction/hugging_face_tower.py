@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedCo
 from transformers.utils import logging
 
 from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.images import Preprocessing
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.tower import Preprocessing, Tower, tokens_as_map, weights_file, weights_of_another_network
+from feature_extraction.tower import Tower, tokens_as_map, weights_file, weights_of_another_network
 
 
 def hugging_face_tower(name: str, settings: ExtractionSettings) -> Tower:
@@ -85,7 +86,8 @@ def _load(name: str, config: PreTrainedConfig, settings: ExtractionSettings) -> 
         network, report = AutoModel.from_pretrained(name, use_safetensors=True, **options)
     else:
         weights = load_file(weights_file(settings.weights))
-        network, report = AutoModel.from_pretrained(None, state_dict=weights, **options)  # type: ignore[arg-type]
+        architecture = type(AutoModel.from_config(config))  # type: ignore[no-untyped-call]
+        network, report = architecture.from_pretrained(None, state_dict=weights, **options)
     return network, report
 
 

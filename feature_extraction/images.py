@@ -1,4 +1,4 @@
-"""Image files: their ids, and decoding that trusts neither names nor headers."""
+"""Image files: their ids, decoding that trusts neither names nor headers, and resizing. Imports no torch."""
 
 from __future__ import annotations
 
@@ -45,6 +45,20 @@ class ImageFile(NamedTuple):
 
 class ImageRejected(ValueError):
     """An image that cannot be used; the text names the file and what failed."""
+
+
+class Preprocessing(NamedTuple):
+    """How a network wants its pixels: squashed to a square, then ``(pixel / 255 - mean) / std`` per channel."""
+
+    image_size: int  # pixels
+    interpolation: str  # the name of a filter of Pillow: bicubic, bilinear, lanczos, …
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def resize(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "size size 3"]:
+        """The image as a square; its aspect ratio is not kept."""
+        size = (self.image_size, self.image_size)
+        return np.array(Image.fromarray(image).resize(size, Image.Resampling[self.interpolation.upper()]))
 
 
 def list_images(source: Path) -> list[ImageFile]:

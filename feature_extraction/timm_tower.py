@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.images import Preprocessing
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.tower import Preprocessing, Tower, tokens_as_map, weights_file, weights_of_another_network
+from feature_extraction.tower import Tower, tokens_as_map, weights_file, weights_of_another_network
 
 BUNDLED = "efficientnet_lite0"
 _BUNDLED_IN_TIMM = "tf_efficientnet_lite0"
@@ -28,7 +29,7 @@ def timm_tower(name: str, settings: ExtractionSettings) -> Tower:
         InputDataError: the published weights cannot be had.
         IncompatibleError: ``settings.weights`` are of another network.
     """
-    if not timm.is_model(name):
+    if not _is_known(name):
         close = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], n=3)
         hint = f"Did you mean {' or '.join(f'timm/{match}' for match in close)}?" if close else "See timm.list_models()"
         raise UsageError(f"features.backbone is timm/{name}, but timm {timm.__version__} has no such model. {hint}")
@@ -66,6 +67,14 @@ def bundled_tower(settings: ExtractionSettings) -> Tower:
     network = _network(_BUNDLED_IN_TIMM, settings, pretrained=False)
     _load(network, dict(zip(ours, theirs.values(), strict=True)), source=file)
     return _tower(network, settings)
+
+
+def _is_known(name: str) -> bool:
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:  # the network, but not these weights of it
+        return False
+    return bool(timm.is_model(name))
 
 
 def _network(name: str, settings: ExtractionSettings, *, pretrained: bool) -> Any:  # noqa: ANN401 - see _tower

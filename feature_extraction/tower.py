@@ -7,26 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
-
-
-class Preprocessing(NamedTuple):
-    """How a network wants its pixels: squashed to a square, then ``(pixel / 255 - mean) / std`` per channel."""
-
-    image_size: int  # pixels
-    interpolation: str  # the name of a filter of Pillow: bicubic, bilinear, lanczos, …
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def resize(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "size size 3"]:
-        """The image as a square; its aspect ratio is not kept."""
-        size = (self.image_size, self.image_size)
-        return np.array(Image.fromarray(image).resize(size, Image.Resampling[self.interpolation.upper()]))
+from feature_extraction.images import Preprocessing
 
 
 class Tower(NamedTuple):
