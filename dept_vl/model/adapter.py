@@ -84,7 +84,8 @@ def save_adapter(folder: Path, adapter: Adapter) -> None:
     """Write the three files; the configuration comes last, since it makes the folder an adapter."""
     folder.mkdir(parents=True, exist_ok=True)
     digest = write_durably(folder / TENSORS_NAME, save(adapter.tensors))
-    shapes = {name: list(tensor.shape) for name, tensor in adapter.tensors.items()}
+    # By name: tensors that were read from a checkpoint come in any order.
+    shapes = {name: list(tensor.shape) for name, tensor in sorted(adapter.tensors.items())}
     record = {"identity": adapter.identity, "settings": adapter.settings, "shapes": shapes, "sha256": digest}
     write_durably(folder / CARD_NAME, _card(adapter).encode())
     write_durably(folder / CONFIG_NAME, seal(record, indent=1))
@@ -149,7 +150,8 @@ def _card(adapter: Adapter) -> str:
     identity = adapter.identity
     belongs = "\n".join(f"| {key} | {value} |" for key, value in identity.items())
     tensors = "\n".join(
-        f"| {name} | {' x '.join(map(str, tensor.shape)) or 'scalar'} |" for name, tensor in adapter.tensors.items()
+        f"| {name} | {' x '.join(map(str, tensor.shape)) or 'scalar'} |"
+        for name, tensor in sorted(adapter.tensors.items())
     )
     return (
         f"# {identity['method']} adapter for {identity['task']} on {identity['backbone.name']}\n\n"

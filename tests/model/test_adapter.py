@@ -148,7 +148,7 @@ def test_the_identity_names_everything_an_adapter_is_tied_to(backbone: Backbone)
 def test_equal_adapters_give_equal_files(backbone: Backbone, make_batch: MakeBatch, tmp_path: Path) -> None:
     adapter = adapter_of(trained(build(backbone), make_batch((5, 3))), backbone)
     save_adapter(tmp_path / "one", adapter)
-    save_adapter(tmp_path / "other", adapter)
+    save_adapter(tmp_path / "other", adapter._replace(tensors=dict(reversed(adapter.tensors.items()))))
     files = {path.name for path in (tmp_path / "one").iterdir()}
     assert files == {TENSORS_NAME, CONFIG_NAME, CARD_NAME}
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes() for name in files)
