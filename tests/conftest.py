@@ -26,6 +26,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from dept_vl.model.backbone import Backbone, tokenizer_digest, weight_digest
+from dept_vl.train import main as train_main
 from dept_vl.types import Batch
 from feature_extraction.images import ImageFile
 from feature_extraction.settings import ExtractionSettings
@@ -218,6 +219,14 @@ def train_arguments(tiny_t5: Path, toy_vqa: Path, toy_store: Path) -> Callable[.
         return [*options, *TOY_SETTINGS, *more]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(train_arguments: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of DePT; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "dept"
+    train_main(train_arguments(folder))
+    return folder
 
 
 @pytest.fixture
