@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -11,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -266,32 +266,19 @@ def test_a_full_disk_ends_with_code_six_and_nothing_is_lost(
     tmp_path: Path,
     whole: dict[str, bytes],
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    disk_full_at: Callable[[int], None],
 ) -> None:
-    disk_full_at(31)
-    assert run(main, arguments(images, tmp_path / "store", settings)) == 6
+    write, count = os.write, 0
+
+    def fill_up(descriptor: int, data: bytes) -> int:
+        nonlocal count
+        count += 1
+        if count > 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("feature_extraction.durable.os.write", fill_up)
+        assert run(main, arguments(images, tmp_path / "store", settings)) == 6
     assert "error: Disk full writing" in capsys.readouterr().err
-    monkeypatch.undo()
     assert run(main, arguments(images, tmp_path / "store", settings)) == 0
     assert contents(tmp_path / "store") == whole
-
-
-@pytest.fixture
-def disk_full_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Lets the durable write with this number fail."""
-    import errno
-
-    def arrange(number: int) -> None:
-        write, count = os.write, 0
-
-        def fail(descriptor: int, data: bytes) -> int:
-            nonlocal count
-            count += 1
-            if count == number:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return write(descriptor, data)
-
-        monkeypatch.setattr("feature_extraction.durable.os.write", fail)
-
-    return arrange
