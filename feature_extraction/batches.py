@@ -79,9 +79,10 @@ def decoded_batches(
     try:
         for worker in range(min(workers, len(batches))):
             receiver, sender = Pipe(duplex=False)
-            process = Process(target=_work, args=(batches[worker::workers], preprocessing, sender), daemon=True)
+            part = batches[worker::workers]
+            process = Process(target=_work, args=(part, preprocessing, receiver, sender), daemon=True)
             process.start()
-            sender.close()  # the worker's copy is the only one now, so that its death ends the pipe
+            sender.close()  # likewise the worker's copy
             receivers.append(receiver)
             processes.append(process)
         for number in range(len(batches)):
@@ -98,7 +99,8 @@ def decoded_batches(
             receiver.close()
 
 
-def _work(batches: Sequence[Batch], preprocessing: Preprocessing, sender: Connection) -> None:
+def _work(batches: Sequence[Batch], preprocessing: Preprocessing, receiver: Connection, sender: Connection) -> None:
+    receiver.close()  # the main process's copy is the only one now, so that its death ends the pipe
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the main process decides when to stop
         signal.signal(number, signal.SIG_IGN)
     try:
