@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from dept_vl.tasks.task import load_task
 from dept_vl.training.loop import Validation, train
 from dept_vl.types import Batch, Example
 from feature_extraction import FeatureStore
-from feature_extraction.errors import DiskFullError
+from feature_extraction.errors import DiskFullError, UsageError
 
 VALIDATION_SEED = 0  # every run scores the same validation examples, whatever its own seed
 
@@ -156,6 +157,11 @@ def train_run(
 
 def _accelerator(settings: Settings, output: Path) -> Accelerator:
     tracker = settings.training.tracker
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise UsageError(
+            f"training.tracker is {tracker!r}, but the package {tracker} is not installed. Run: pip install {tracker}, "
+            "or leave this setting out: log.jsonl is always written"
+        )
     return Accelerator(
         mixed_precision="bf16" if settings.training.precision == "bf16" else "no",
         log_with=None if tracker == "none" else tracker,

@@ -1,0 +1,250 @@
+"""The training command: its checks, its messages, and every method through to an evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from dept_vl import evaluate_run
+from dept_vl.command_line import command_text, run
+from dept_vl.config import settings_from_yaml
+from dept_vl.model.trainable import TrainableCount
+from dept_vl.train import main
+from dept_vl.training import run as training_run
+from dept_vl.training.loss_log import read_log
+
+TrainArguments = Callable[..., list[str]]
+
+TWO_STEPS = "training.steps=2"
+
+
+def refused(
+    arguments: list[str], code: int, capsys: pytest.CaptureFixture[str], *, output: Path, written: bool = False
+) -> str:
+    """The last message of a command that is refused before it writes anything."""
+    capsys.readouterr()
+    assert run(main, arguments) == code
+    assert output.exists() is written
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["dept", "prompt", "visual_only", "full"])
+def test_every_method_trains_and_is_evaluated(train_arguments: TrainArguments, tmp_path: Path, method: str) -> None:
+    folder = tmp_path / "run"
+    assert run(main, train_arguments(folder, TWO_STEPS, method=method)) == 0
+    own = {"dept": {"prompt.prompt", "prompt.a", "prompt.b", "prompt.trained_length"}, "prompt": {"prompt.prompt"}}
+    tensors = set(load_file(folder / "adapter" / "adapter_model.safetensors"))
+    rest = {name for name in tensors if not name.startswith(("visual_embedding.", "t5."))}
+    assert rest == own.get(method, set())
+    assert any(name.startswith("t5.") for name in tensors) is (method == "full")
+    assert evaluate_run(folder, "test")["n"] == 7
+
+
+def test_the_run_s_folder_says_what_was_done(
+    train_arguments: TrainArguments, finished_run: Path, toy_vqa: Path
+) -> None:
+    arguments = train_arguments(finished_run)
+    record = json.loads((finished_run / "run.json").read_text())
+    assert record["command"] == command_text("dept_vl.train", arguments)
+    assert record["data"] == str(toy_vqa)
+    assert record["identity"]["features.backbone"] == "toy"
+    settings = settings_from_yaml(finished_run / "config.yaml")
+    assert settings.training.steps == 7
+    assert settings.features.shard_size == 8  # the store's own
+    steps = [entry["step"] for entry in read_log(finished_run / "log.jsonl")]
+    assert steps == [1, 2, 3, 3, 4, 5, 6, 6, 7, 7]  # with the validations after 3, 6 and 7
+
+
+def test_messages_tell_sizes_counts_and_the_best_step(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(main, train_arguments(tmp_path / "run")) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [
+        "DePT: l=10 m=4 s=8 d=16 r=4: 160 of 160 parameters",
+        "trainable parameters: 160 of dept itself + 320 of the visual embedding = 480 (4.21 % of 11,408)",
+        "14 training and 6 validation examples, 7 steps of 4 (2.3 epochs)",
+    ]
+    assert lines[-2].startswith("Best step 3: accuracy ")
+    assert lines[-1] == f"Adapter: {tmp_path / 'run' / 'adapter'}"
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [("2", 6), ("0.5", 2), ("0.1", 1)])
+def test_epochs_are_counted_in_whole_steps(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str], epochs: str, steps: int
+) -> None:
+    arguments = train_arguments(tmp_path / "run", "training.steps=null", f"training.epochs={epochs}", "--dry-run")
+    assert run(main, arguments) == 0
+    assert f", {steps} steps of 4 (" in capsys.readouterr().err
+
+
+def test_validation_on_a_part_takes_the_same_examples_for_every_seed(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+    original = training_run._choose
+
+    def watched(*arguments: object) -> object:
+        examples = original(*arguments)  # type: ignore[arg-type]
+        chosen.append([example.example_id for example in examples])
+        return examples
+
+    monkeypatch.setattr(training_run, "_choose", watched)
+    for seed in (0, 1):
+        arguments = train_arguments(tmp_path / "run", "training.validation_examples=3", f"training.seed={seed}")
+        assert run(main, [*arguments, "--dry-run"]) == 0
+    assert chosen[0] == chosen[1] == sorted(chosen[0])
+    assert len(chosen[0]) == 3
+    assert "14 training and 3 validation examples" in capsys.readouterr().err
+
+
+def test_a_dry_run_checks_everything_and_writes_nothing(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(main, train_arguments(tmp_path / "run", "--dry-run")) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "Dry run: everything fits together; nothing was written"
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_questions_without_features_are_refused(
+    train_arguments: TrainArguments,
+    toy_vqa: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    dry: tuple[str, ...],
+) -> None:
+    data = Path(shutil.copytree(toy_vqa, tmp_path / "data"))
+    for path in data.glob("*_val_*"):
+        path.write_text(path.read_text().replace('"image_id": 2', '"image_id": 7'))
+    message = refused(train_arguments(tmp_path / "run", *dry, data=data), 3, capsys, output=tmp_path / "run")
+    assert f"error: Split 'validation' of {data}: 1 of 6 examples refer to 1 images without features in " in message
+
+
+def test_a_store_that_is_none_or_damaged_is_refused(
+    train_arguments: TrainArguments, toy_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    message = refused(train_arguments(output, store=tmp_path / "none"), 3, capsys, output=output)
+    assert f"error: {tmp_path / 'none'} is no feature store" in message
+    store = Path(shutil.copytree(toy_store, tmp_path / "store"))
+    shard = next(store.glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    message = refused(train_arguments(output, store=store), 5, capsys, output=output)
+    assert f"error: {shard} is damaged" in message
+
+
+def test_an_unknown_backbone_is_refused(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert "error: No text backbone 'no/t5'" in refused(
+        train_arguments(output, backbone="no/t5"), 3, capsys, output=output
+    )
+
+
+def test_overspending_the_budget_is_refused(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    message = refused(train_arguments(output, "method.rank=5"), 2, capsys, output=output)
+    assert "error: method.rank (r) is 5: with m=4, s=8, d=16 that is 184 parameters, but l=10 allows 160" in message
+
+
+def test_features_settings_are_refused_since_the_store_has_its_own(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for override in ("features.image_size=64", "features=clip_rn101"):
+        message = refused(train_arguments(tmp_path / "run", override), 2, capsys, output=tmp_path / "run")
+        assert message == (
+            f"error: {override!r}: training takes these settings from the feature store. "
+            "Give them to python -m dept_vl.extract\n"
+        )
+
+
+def test_too_little_space_for_the_checkpoints_is_refused(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_run.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    message = refused(train_arguments(tmp_path / "run"), 6, capsys, output=tmp_path / "run")
+    assert message == (
+        f"error: Too little space for the checkpoints of {tmp_path / 'run'}: 0.00 GB needed, 0.00 GB free. Free some, "
+        "or give an --output on another disk\n"
+    )
+
+
+def test_the_space_for_checkpoints_counts_three_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Model, best model and two moments in fp32."""
+    built = SimpleNamespace(trainable=TrainableCount(own=1_000_000, visual=0, total=1))
+    needed = 3 * 4 * 4 * 1_000_000
+    for free, enough in ((1.11 * needed, True), (1.09 * needed, False)):
+        monkeypatch.setattr(training_run.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        if enough:
+            training_run._check_disk(tmp_path / "runs" / "new", built)  # type: ignore[arg-type]
+        else:
+            with pytest.raises(OSError, match=r"0\.05 GB needed, 0\.05 GB free"):
+                training_run._check_disk(tmp_path / "runs" / "new", built)  # type: ignore[arg-type]
+
+
+def test_other_settings_in_the_folder_of_a_run_are_refused(
+    train_arguments: TrainArguments, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    message = refused(train_arguments(finished_run, "training.seed=5"), 4, capsys, output=finished_run, written=True)
+    assert f"error: {finished_run} is the run of other settings (expected: its own; got: this command's):\n" in message
+    assert "  training.seed  0         5\n" in message
+    assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
+
+
+def test_a_tracker_that_is_not_installed_is_refused(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_run.importlib.util, "find_spec", lambda name: None)
+    message = refused(train_arguments(tmp_path / "run", "training.tracker=wandb"), 2, capsys, output=tmp_path / "run")
+    assert message == (
+        "error: training.tracker is 'wandb', but the package wandb is not installed. Run: pip install wandb, "
+        "or leave this setting out: log.jsonl is always written\n"
+    )
+
+
+def test_a_tracker_gets_the_numbers(train_arguments: TrainArguments, tmp_path: Path) -> None:
+    assert run(main, train_arguments(tmp_path / "run", TWO_STEPS, "training.tracker=tensorboard")) == 0
+    assert list((tmp_path / "run" / "dept_vl").glob("events.out.tfevents.*"))
+    assert len(read_log(tmp_path / "run" / "log.jsonl")) == 3
+
+
+def test_a_tracker_that_does_not_start_stops_nothing(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", unreachable)
+    assert run(main, train_arguments(tmp_path / "run", TWO_STEPS, "training.tracker=tensorboard")) == 0
+    assert (
+        "Tracker tensorboard did not start (no route); log.jsonl is written all the same\n" in capsys.readouterr().err
+    )
+
+
+def test_the_command_line_is_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(main, ["--task", "vqa"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the following arguments are required: --data, --features, --output. "
+        "See: python -m dept_vl.train --help\n"
+    )
+
+
+def test_options_and_settings_may_come_in_any_order(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = train_arguments(tmp_path / "run")
+    mixed = ["training.seed=3", *arguments[:4], "data.batch_size=2", *arguments[4:], "--dry-run"]
+    assert run(main, mixed) == 0
+    assert "7 steps of 4 (" in capsys.readouterr().err  # the later data.batch_size counts
