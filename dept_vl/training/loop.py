@@ -113,10 +113,12 @@ def train(
     try:
         batches = batches_from(progress.step)
         while progress.step < total_steps and not progress.finished:
-            _update(run, wrapped, next(batches).to(accelerator.device), progress, total_steps)
+            validates = (progress.step + 1) % settings.training.evaluate_every == 0 or progress.step + 1 == total_steps
+            batch = next(batches).to(accelerator.device)
+            update_norms = _update(run, wrapped, batch, progress, total_steps, measures=validates)
             bar.update()
-            if progress.step % settings.training.evaluate_every == 0 or progress.step == total_steps:
-                best = _validate(run, validate, progress, best)
+            if validates:
+                best = _validate(run, validate, progress, best, update_norms)
             stopping = _any_process(accelerator, bool(stop))
             progress.finished = progress.finished or progress.step == total_steps
             if progress.finished or stopping or progress.step % settings.training.checkpoint_every == 0:
@@ -133,8 +135,13 @@ def train(
     return TrainingResult(progress, best)
 
 
-def _update(run: _Run, wrapped: torch.nn.Module, batch: Batch, progress: Progress, total_steps: int) -> None:
-    """One optimizer step, and a line of the loss log where a window of steps ends."""
+def _update(
+    run: _Run, wrapped: torch.nn.Module, batch: Batch, progress: Progress, total_steps: int, *, measures: bool
+) -> dict[str, float]:
+    """One optimizer step, and a line of the loss log where a window of steps ends.
+
+    Returns how far each group moved, where the log or the caller (``measures``) wants to know.
+    """
     training, step = run.settings.training, progress.step
     started = time.monotonic()
     # Dropout is a function of (seed, step, process): resuming needs no generator state.
@@ -149,7 +156,8 @@ def _update(run: _Run, wrapped: torch.nn.Module, batch: Batch, progress: Progres
         _refuse_update(run, batch, step, loss, norm)
 
     logs = (step + 1) % training.log_every == 0
-    before = [[value.detach().clone() for value in group.parameters.values()] for group in run.groups] if logs else []
+    measured = run.groups if logs or measures else []
+    before = {group.name: [value.detach().clone() for value in group.parameters.values()] for group in measured}
     factor = schedule_factor(step, total_steps=total_steps, warmup_fraction=run.settings.optimizer.warmup_fraction)
     set_learning_rates(run.optimizer, factor)
     run.optimizer.step()
@@ -157,6 +165,7 @@ def _update(run: _Run, wrapped: torch.nn.Module, batch: Batch, progress: Progres
     progress.step += 1
     progress.window_loss += loss
     progress.window_steps += 1
+    update_norms = {group.name: _distance(group.parameters.values(), before[group.name]) for group in measured}
     if logs:
         _record(
             run,
@@ -165,18 +174,20 @@ def _update(run: _Run, wrapped: torch.nn.Module, batch: Batch, progress: Progres
                 "loss": progress.window_loss / progress.window_steps,
                 "gradient_norm": norm,
                 "learning_rate": {group["name"]: group["lr"] for group in run.optimizer.param_groups},
-                "update_norm": {
-                    group.name: _distance(group.parameters.values(), old)
-                    for group, old in zip(run.groups, before, strict=True)
-                },
+                "update_norm": update_norms,
                 "seconds": time.monotonic() - started,
             },
         )
         progress.window_loss, progress.window_steps = 0.0, 0
+    return update_norms
 
 
 def _validate(
-    run: _Run, validate: Callable[[VLT5], Validation], progress: Progress, best: dict[str, Tensor]
+    run: _Run,
+    validate: Callable[[VLT5], Validation],
+    progress: Progress,
+    best: dict[str, Tensor],
+    update_norms: Mapping[str, float],
 ) -> dict[str, Tensor]:
     """Score the model, say whether it is learning, and return the best tensors so far."""
     _share_trained_length(run)
@@ -190,6 +201,7 @@ def _validate(
             "step": progress.step,
             "validation": result.metrics,
             "prompt_norm": prompt_norm,
+            "update_norm": update_norms,
             "most_frequent_answer": result.most_frequent_answer,
             "most_frequent_share": result.most_frequent_share,
         },
@@ -198,6 +210,7 @@ def _validate(
     if run.accelerator.is_main_process:
         line = f"step {progress.step:,}: validation {name} {result.score:.2f}"
         line += "" if prompt_norm is None else f", prompt norm {prompt_norm:.1f}"
+        line += f", last update {', '.join(f'{group} {norm:.2g}' for group, norm in update_norms.items())}"
         line += f", {result.most_frequent_share:.0%} of the answers are {result.most_frequent_answer!r}"
         if result.most_frequent_share >= COLLAPSED_SHARE:
             line += ". It is not learning yet: if this stays, change optimizer.prompt_lr or train for more steps"

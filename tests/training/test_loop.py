@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,7 @@ def test_the_log_has_a_line_for_each_window_and_each_validation(make_bench: Make
         "step": 2,
         "validation": {"accuracy": 12.5, "number": None},
         "prompt_norm": float(prompt.detach().norm()),
+        "update_norm": second["update_norm"],
         "most_frequent_answer": "yes",
         "most_frequent_share": 0.5,
     }
@@ -233,6 +235,7 @@ def test_a_model_that_gives_one_answer_only_is_told_of(
     bench.run()
     line = next(line for line in capsys.readouterr().err.splitlines() if "validation accuracy" in line)
     assert f"{share:.0%} of the answers are 'yes'" in line
+    assert re.search(r"prompt norm \d+\.\d, last update prompt \S+, low_rank \S+, visual \S+, \d+% of the answers", line)
     assert ("It is not learning yet: if this stays, change optimizer.prompt_lr or train for more steps" in line) is told
 
 
