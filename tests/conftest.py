@@ -192,6 +192,8 @@ def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     generator = np.random.default_rng(0)
     features = generator.normal(size=(len(images), 4, 6)).astype(np.float16)
+    for row, name in enumerate(TOY_IMAGES):
+        features[row, :, int(name[-1])] += 4  # which of the four images it is
     corners = generator.random(size=(len(images), 4, 2, 2), dtype=np.float32)
     boxes = np.concatenate([corners.min(axis=2), corners.max(axis=2)], axis=-1)
     for number in writer.missing:

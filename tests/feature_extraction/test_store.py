@@ -406,7 +406,7 @@ def test_a_store_of_something_else_is_refused_with_a_table(store: Path, other: M
     with pytest.raises(IncompatibleError, match=r"holds other features than this command would write") as failure:
         StoreWriter(store, other)
     heading, table, *rows, advice = str(failure.value).splitlines()
-    assert table.split() == ["field", "expected", "(store)", "got", "(command)"]
+    assert table.split() == ["field", "expected", "got"]
     assert field in [row.split()[0] for row in rows]
     assert advice == "Give a new folder as --output, or the images and settings of the store"
     assert "  image_size" not in heading

@@ -20,7 +20,6 @@ from dept_vl.model.adapter import (
     Adapter,
     adapter_identity,
     load_adapter,
-    refuse_differences,
     restore_tensors,
     save_adapter,
     trained_tensors,
@@ -208,27 +207,6 @@ def test_a_backbone_of_the_same_shapes_but_other_weights_is_refused(
     twin = backbone._replace(t5=other, weight_digest=weight_digest(other))
     with pytest.raises(IncompatibleError, match=r"backbone\.weight_digest"):
         load_adapter(folder, expected_identity=identity_of(twin))
-
-
-def test_all_differences_stand_in_one_aligned_table_with_long_values_cut() -> None:
-    with pytest.raises(IncompatibleError) as raised:
-        refuse_differences(
-            {"digest": "0123456789abcdef" * 4, "same": 1, "size": 768},
-            {"digest": "fedcba9876543210" * 4, "same": 1, "size": 1024},
-            what="These do not fit",
-            advice="Take others",
-        )
-    assert str(raised.value) == (
-        "These do not fit:\n"
-        "  field   expected                   got\n"
-        "  digest  0123456789abcdef…89abcdef  fedcba9876543210…76543210\n"
-        "  size    768                        1024\n"
-        "Take others"
-    )
-
-
-def test_equal_records_are_not_refused() -> None:
-    refuse_differences({"a": 1, "b": None}, {"b": None, "a": 1}, what="", advice="")
 
 
 def test_a_folder_without_an_adapter_is_missing_data(tmp_path: Path) -> None:
