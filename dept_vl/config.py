@@ -252,7 +252,7 @@ def _layers(choices: dict[str, str | None]) -> Iterator[tuple[str, DictConfig]]:
             yield f"--features {name}", OmegaConf.create({"features": {"backbone": name}})
         else:
             known = layer_names(group)
-            raise UsageError(f"No {group} is called {name!r}.{_nearest(name, known)} There are: {', '.join(known)}")
+            raise UsageError(f"No {group} is called {name!r}.{nearest(name, known)} There are: {', '.join(known)}")
 
 
 def _read(path: Path) -> DictConfig:
@@ -313,8 +313,9 @@ def _suggestion(key: str, here: Sequence[str], section: str = "") -> str:
     return f" Did you mean {full[names[0]]!r}?" if names else f" Known here: {', '.join(here)}"
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1)
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that asks whether the most similar known name was meant, or nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
@@ -322,7 +323,7 @@ def _wrong_values(settings: Settings) -> Iterator[str]:
     for key, allowed in CHOICES.items():
         value = _look_up(settings, key)
         if value not in allowed:
-            yield f"{key} is {value!r}.{_nearest(str(value), allowed)} It is one of: {', '.join(allowed)}"
+            yield f"{key} is {value!r}.{nearest(str(value), allowed)} It is one of: {', '.join(allowed)}"
     for key in {**AT_LEAST, **AT_MOST}:
         value, least, most = _look_up(settings, key), AT_LEAST.get(key, -math.inf), AT_MOST.get(key, math.inf)
         if value is not None and not least <= value <= most:  # NaN is refused too

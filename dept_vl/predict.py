@@ -9,11 +9,11 @@ import torch
 
 from dept_vl.data.loader import evaluation_batches
 from dept_vl.inference import answer_batch, make_dataset
-from dept_vl.model.adapter import refuse_differences
 from dept_vl.run_folder import LoadedRun, load_run
 from dept_vl.types import Example
 from feature_extraction.backbones import Backbone as ImageBackbone
 from feature_extraction.backbones import build_backbone
+from feature_extraction.differences import refuse_differences
 from feature_extraction.errors import InputDataError
 from feature_extraction.store import StoredImage
 

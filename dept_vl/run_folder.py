@@ -22,7 +22,6 @@ from dept_vl.model.adapter import (
     Adapter,
     adapter_identity,
     load_adapter,
-    refuse_differences,
     restore_tensors,
     save_adapter,
 )
@@ -32,6 +31,7 @@ from dept_vl.model.trainable import TrainableCount
 from dept_vl.model.vl_t5 import VLT5
 from dept_vl.tasks.task import Task, load_task
 from feature_extraction import FeatureStore
+from feature_extraction.differences import refuse_differences
 from feature_extraction.durable import PARTIAL_SUFFIX, commit_directory, write_durably
 from feature_extraction.errors import InputDataError, UsageError
 

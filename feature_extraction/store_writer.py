@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from feature_extraction.differences import refuse_differences
 from feature_extraction.durable import PARTIAL_SUFFIX, append_durably, write_durably
-from feature_extraction.errors import IncompatibleError, InputDataError
+from feature_extraction.errors import InputDataError
 from feature_extraction.store_layout import (
     INDEX,
     MANIFEST,
@@ -42,7 +43,12 @@ class StoreWriter:
         self.manifest = manifest
         self.resumed = (path / MANIFEST).exists()
         if self.resumed:
-            _refuse_differences(path, read_manifest(path), manifest)
+            refuse_differences(
+                _flat(read_manifest(path)),
+                _flat(manifest),
+                what=f"{path} holds other features than this command would write (expected: the store's)",
+                advice="Give a new folder as --output, or the images and settings of the store",
+            )
         else:
             self._create()
         for left_over in path.glob(f"*{PARTIAL_SUFFIX}"):
@@ -116,20 +122,6 @@ def _entries(folder: Path) -> list[Path]:
         return []
     except NotADirectoryError:
         raise InputDataError(f"{folder} is a file, not a folder. Give a new folder as --output") from None
-
-
-def _refuse_differences(path: Path, stored: Manifest, wanted: Manifest) -> None:
-    store, command = _flat(stored), _flat(wanted)
-    names = [name for name in {**store, **command} if store.get(name) != command.get(name)]
-    if names:
-        rows = [("field", "expected (store)", "got (command)")]
-        rows += [(name, str(store.get(name)), str(command.get(name))) for name in names]
-        widths = [max(len(row[column]) for row in rows) for column in range(2)]
-        table = "\n".join(f"  {name:{widths[0]}}  {expected:{widths[1]}}  {got}" for name, expected, got in rows)
-        raise IncompatibleError(
-            f"{path} holds other features than this command would write:\n{table}\n"
-            "Give a new folder as --output, or the images and settings of the store"
-        )
 
 
 def _flat(manifest: Manifest) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from dept_vl.model.backbone import Backbone
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
 from dept_vl.model.trainable import ParameterGroup
 from dept_vl.model.vl_t5 import VLT5
+from feature_extraction.differences import refuse_differences
 from feature_extraction.durable import sha256_of_file, write_durably
-from feature_extraction.errors import DamagedError, IncompatibleError, InputDataError
+from feature_extraction.errors import DamagedError, InputDataError
 from feature_extraction.store_layout import seal, unseal
 
 FORMAT = 1
@@ -123,27 +124,6 @@ def load_adapter(folder: Path, *, expected_identity: Mapping[str, Any] | None = 
     if got_digest != record["sha256"]:
         raise DamagedError(f"{path}: SHA-256 expected {record['sha256']}, got {got_digest}. Take it again from the run")
     return Adapter(identity, record["settings"], load(path.read_bytes()))
-
-
-def refuse_differences(expected: Mapping[str, Any], got: Mapping[str, Any], *, what: str, advice: str) -> None:
-    """Raise IncompatibleError with a table of field / expected / got unless both are equal."""
-    rows = [
-        (str(key), _short(expected.get(key, "-")), _short(got.get(key, "-")))
-        for key in [*expected, *(key for key in got if key not in expected)]
-        if expected.get(key, "-") != got.get(key, "-")
-    ]
-    if not rows:
-        return
-    rows.insert(0, ("field", "expected", "got"))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = ["  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-    table = "\n".join(line.rstrip() for line in lines)
-    raise IncompatibleError(f"{what}:\n{table}\n{advice}")
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:16]}…{text[-8:]}"
 
 
 def _card(adapter: Adapter) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import dept_vl.tasks
-from dept_vl.config import TaskSettings
+from dept_vl.config import TaskSettings, nearest
 from dept_vl.types import Example, Prediction, Scores
 from feature_extraction.errors import UsageError
 
@@ -64,9 +63,3 @@ def split_name(splits: Mapping[str, str], split: str) -> str:
             f"Add one with task.splits.{split}=NAME, NAME as in the file names"
         )
     return splits[split]
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """A sentence that asks whether the most similar known name was meant, or nothing."""
-    matches = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""

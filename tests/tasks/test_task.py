@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dept_vl.config import TaskSettings
-from dept_vl.tasks.task import load_task, nearest, split_name
+from dept_vl.config import TaskSettings, nearest
+from dept_vl.tasks.task import load_task, split_name
 from feature_extraction.errors import UsageError
 
 
