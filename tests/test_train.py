@@ -47,6 +47,12 @@ def test_every_method_trains_and_is_evaluated(train_arguments: TrainArguments, t
     assert evaluate_run(folder, "test")["n"] == 7
 
 
+def test_reading_processes_change_no_byte(train_arguments: TrainArguments, finished_run: Path, tmp_path: Path) -> None:
+    assert run(main, train_arguments(tmp_path / "run", "data.workers=2")) == 0
+    tensors = Path("adapter") / "adapter_model.safetensors"
+    assert (tmp_path / "run" / tensors).read_bytes() == (finished_run / tensors).read_bytes()
+
+
 def test_the_run_s_folder_says_what_was_done(
     train_arguments: TrainArguments, finished_run: Path, toy_vqa: Path
 ) -> None:
