@@ -43,7 +43,7 @@ class Backbone:
         self.weight_digest = weight_digest(tower.network.state_dict())
         tower.network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         self._feature_map = tower.feature_map
-        self._device = device
+        self.device = device
         # In units of pixel values, so that there is no division by 255.
         self._mean = torch.tensor(tower.preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(tower.preprocessing.std, device=device).view(1, 3, 1, 1) * 255
@@ -107,7 +107,7 @@ class Backbone:
 
     @torch.inference_mode()
     def _map(self, pixels: UInt8[Tensor, "B size size 3"]) -> Float[Tensor, "B D rows columns"]:
-        images = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
+        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
         return self._feature_map((images - self._mean) / self._std)
 
     def _probe(self) -> tuple[int, int, int]:

@@ -6,12 +6,15 @@ import errno
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float16
 from tqdm import tqdm
 
@@ -24,6 +27,8 @@ from feature_extraction.store_layout import Manifest, Rejected, StoredImages, pl
 from feature_extraction.store_writer import StoreWriter
 
 TOLERATED = 10  # rejected images that never stop a run, unless none is to be tolerated
+
+MOST_LANES = 8  # batches encoded beside each other on a CPU; each needs memory for its feature maps
 
 
 class Extraction(NamedTuple):
@@ -109,17 +114,18 @@ def run_plan(
     parts: list[_Encoded] = []
     batches = plan_batches(images, writer, backbone.settings.batch_size)
     decoded = decoded_batches(batches, backbone.preprocessing, workers=backbone.settings.workers)
-    with closing(decoded), Progress(total=wanted, shards=len(missing), say=say) as progress:
-        for batch in decoded:
+    encoded = _encoded(decoded, backbone)
+    with closing(decoded), closing(encoded), Progress(total=wanted, shards=len(missing), say=say) as progress:
+        for part in encoded:
             if stop():
                 raise Interrupted(
                     f"{manifest.shards - len(writer.missing)}/{manifest.shards} shards of {output} are done. "
                     "The same command goes on"
                 )
-            parts.append(_encode(batch, backbone))
-            progress.images_done(len(batch.images) + len(batch.rejected), rejected=len(parts[-1].rejected))
-            if batch.last_of_shard:
-                _write(writer, batch.shard, parts, backbone)
+            parts.append(part)
+            progress.images_done(len(part.ids) + len(part.rejected), rejected=len(part.rejected))
+            if part.last_of_shard:
+                _write(writer, parts, backbone)
                 parts = []
                 progress.shard_done()
                 _refuse_too_many_rejected(writer, allowed)
@@ -166,9 +172,32 @@ class Progress:
 class _Encoded(NamedTuple):
     """The part of a shard that one batch gave."""
 
+    shard: int
+    last_of_shard: bool
     ids: list[str]
     features: Float16[np.ndarray, "B V D"]
     rejected: list[Rejected]
+
+
+def _encoded(decoded: Iterable[DecodedBatch], backbone: Backbone) -> Generator[_Encoded, None, None]:
+    """The batches in their order, encoded several at a time on a CPU.
+
+    There, batches beside each other take less time than threads that share a batch and wait for each other at every
+    operation: five times less on cores that have other work too.
+    """
+    threads = torch.get_num_threads()
+    lanes = min(threads, MOST_LANES) if backbone.device.type == "cpu" else 1
+    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads // lanes,)) as pool:
+        try:
+            under_way: deque[Future[_Encoded]] = deque()
+            for batch in decoded:
+                under_way.append(pool.submit(_encode, batch, backbone))
+                if len(under_way) > lanes:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _encode(batch: DecodedBatch, backbone: Backbone) -> _Encoded:
@@ -180,15 +209,15 @@ def _encode(batch: DecodedBatch, backbone: Backbone) -> _Encoded:
         for image, good in zip(batch.images, finite, strict=True)
         if not good
     ]
-    return _Encoded(ids, features[finite], batch.rejected + not_finite)
+    return _Encoded(batch.shard, batch.last_of_shard, ids, features[finite], batch.rejected + not_finite)
 
 
-def _write(writer: StoreWriter, shard: int, parts: Sequence[_Encoded], backbone: Backbone) -> None:
+def _write(writer: StoreWriter, parts: Sequence[_Encoded], backbone: Backbone) -> None:
     features = np.concatenate([part.features for part in parts])
     boxes = np.repeat(backbone.boxes[None], len(features), axis=0)
     ids = [image_id for part in parts for image_id in part.ids]
     rejected = [entry for part in parts for entry in part.rejected]
-    writer.write(shard, ids, StoredImages(features, boxes), rejected)
+    writer.write(parts[0].shard, ids, StoredImages(features, boxes), rejected)
 
 
 def _refuse_too_many_rejected(writer: StoreWriter, allowed: int) -> None:

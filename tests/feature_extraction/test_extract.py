@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from feature_extraction import FeatureStore, extract_features
 from feature_extraction.errors import DiskFullError, IncompatibleError, InputDataError, Interrupted
@@ -90,6 +91,20 @@ def test_workers_change_nothing(
 ) -> None:
     monkeypatch.setattr(planned.backbone, "settings", replace(planned.backbone.settings, workers=workers))
     extract(planned, tmp_path / "store")
+    assert contents(tmp_path / "store") == whole
+
+
+@pytest.mark.parametrize("lanes", [2, 8])
+def test_batches_encoded_beside_each_other_change_nothing(
+    planned: Plan, tmp_path: Path, whole: dict[str, bytes], contents: Contents, lanes: int
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(lanes)
+    try:
+        extract(planned, tmp_path / "store")
+        assert torch.get_num_threads() == lanes
+    finally:
+        torch.set_num_threads(threads)
     assert contents(tmp_path / "store") == whole
 
 
