@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
-CHECKED = ("dept_vl.model", "dept_vl.data", "feature_extraction.backbones", "feature_extraction.store")
+CHECKED = ("dept_vl.model", "dept_vl.data", "dept_vl.training", "dept_vl.inference", "feature_extraction")
 install_import_hook(list(CHECKED), "beartype.beartype")
 
 import json

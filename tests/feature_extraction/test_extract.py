@@ -296,7 +296,7 @@ def test_too_many_unusable_images_stop_the_run_and_are_listed(
             match=r"1 of 9 images cannot be used; at most 0 may be so.*image_005\.png \(10 bytes\).* are listed in "
             r".*rejected\.jsonl\. .*with a higher --max-rejected-fraction",
         ):
-            extract(planned, output, max_rejected_fraction=0)
+            extract(planned, output, max_rejected_fraction=0.0)
         assert (output / "rejected.jsonl").read_bytes() == whole["rejected.jsonl"]
     extract(planned, output)
     assert contents(output) == whole
