@@ -188,15 +188,15 @@ def test_too_little_space_for_the_checkpoints_is_refused(
 
 def test_the_space_for_checkpoints_counts_three_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Model, best model and two moments in fp32."""
-    built = SimpleNamespace(trainable=TrainableCount(own=1_000_000, visual=0, total=1))
+    trainable = TrainableCount(own=1_000_000, visual=0, total=1)
     needed = 3 * 4 * 4 * 1_000_000
     for free, enough in ((1.11 * needed, True), (1.09 * needed, False)):
         monkeypatch.setattr(training_run.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
         if enough:
-            training_run._check_disk(tmp_path / "runs" / "new", built)  # type: ignore[arg-type]
+            training_run._check_disk(tmp_path / "runs" / "new", trainable)
         else:
             with pytest.raises(OSError, match=r"0\.05 GB needed, 0\.05 GB free"):
-                training_run._check_disk(tmp_path / "runs" / "new", built)  # type: ignore[arg-type]
+                training_run._check_disk(tmp_path / "runs" / "new", trainable)
 
 
 def test_other_settings_in_the_folder_of_a_run_are_refused(

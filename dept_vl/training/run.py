@@ -22,7 +22,8 @@ from dept_vl.data.tokens import cache_folder
 from dept_vl.inference import make_dataset, predict
 from dept_vl.model.adapter import Adapter, adapter_identity
 from dept_vl.model.backbone import load_backbone
-from dept_vl.model.build import BuiltModel, build_model
+from dept_vl.model.build import build_model
+from dept_vl.model.trainable import TrainableCount
 from dept_vl.model.vl_t5 import VLT5
 from dept_vl.run_folder import compute_dtype, open_run, publish_adapter, run_record
 from dept_vl.tasks.task import load_task
@@ -74,7 +75,7 @@ def train_run(
     )
     steps_in_epoch = steps_per_epoch(len(training_examples), settings.data.batch_size)
     total_steps = settings.training.steps or math.ceil((settings.training.epochs or 0) * steps_in_epoch)
-    _check_disk(output, built)
+    _check_disk(output, built.trainable)
     if talks:
         for note in built.notes:
             say(note)
@@ -193,9 +194,9 @@ def _choose(examples: Sequence[Example], wanted: int | None) -> Sequence[Example
     return [examples[index] for index in sorted(chosen)]
 
 
-def _check_disk(output: Path, built: BuiltModel) -> None:
+def _check_disk(output: Path, trainable: TrainableCount) -> None:
     """Three checkpoints at a time (two kept, one being written), each of model, best model and two moments in fp32."""
-    needed = 3 * 4 * 4 * (built.trainable.own + built.trainable.visual)
+    needed = 3 * 4 * 4 * (trainable.own + trainable.visual)
     existing = next(parent for parent in [output.resolve(), *output.resolve().parents] if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < 1.1 * needed:
