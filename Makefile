@@ -24,6 +24,7 @@ slow: .venv/dev.stamp
 
 bench: .venv/dev.stamp
 	$(BIN)/python -m dept_vl.bench.feature_store
+	$(BIN)/python -m dept_vl.bench.training_step data.batch_size=16
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
