@@ -45,7 +45,7 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone_folder
     """A folder with the README's paths, where toy data and tiny networks stand for the real ones."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(TOY_DATA, tmp_path / "vqa")
-    images = tmp_path / "coco" / "train2014"
+    images = tmp_path / "coco" / "images"
     images.mkdir(parents=True)
     for path in TOY_DATA.glob("*questions.json"):
         content = json.loads(path.read_text())
@@ -84,7 +84,7 @@ def test_the_readme_runs(user_folder: Path, capsys: pytest.CaptureFixture[str]) 
     run(score)
     assert "accuracy" in capsys.readouterr().out
 
-    shutil.copy(next((user_folder / "coco" / "train2014").iterdir()), user_folder / "photo.jpg")
+    shutil.copy(next((user_folder / "coco" / "images").iterdir()), user_folder / "photo.jpg")
     (code,) = blocks("python")
     exec(code, {})
     assert capsys.readouterr().out.endswith("\n")
