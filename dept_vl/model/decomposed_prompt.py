@@ -7,6 +7,7 @@ import math
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dept_vl.model.soft_prompt import SoftPrompt
 
@@ -40,7 +41,9 @@ class DecomposedPrompt(SoftPrompt):
             self.trained_length.copy_(torch.maximum(self.trained_length, longest))
         update: Tensor = self.scale * (self.a[: mask.shape[1]] @ self.b)
         applies = mask & (positions < self.trained_length)
-        return embedded + update[positions.clamp(0, len(update) - 1)] * applies.unsqueeze(-1)
+        # Not update[positions]: its gradient is added up in whatever order the CPU's threads come.
+        by_token = functional.embedding(positions.clamp(0, len(update) - 1), update)
+        return embedded + by_token * applies.unsqueeze(-1)
 
 
 def official_a(length: int, rank: int, *, generator: torch.Generator) -> Float[Tensor, "s R"]:

@@ -181,3 +181,21 @@ def test_the_official_arithmetic_padded_to_s_gives_the_same_states(
         ours, our_mask = MultimodalEncoder(t5_encoder=t5.encoder, prompt=prompt, visual_embedding=None)(trimmed)
     for row in range(2):
         torch.testing.assert_close(ours[row][our_mask[row]], official[row][mask[row]], rtol=0, atol=1e-6)
+
+
+def test_gradients_are_the_same_bits_on_several_threads() -> None:
+    """A sum of gradients in the order in which threads come would make runs differ from their own repetition."""
+    prompt = DecomposedPrompt(prompt=torch.zeros(1, 512), a=torch.randn(16, 4), b=torch.randn(4, 512), scale=1.0)
+    embedded, weights = torch.randn(2, 64, 16, 512)
+    mask = torch.ones(64, 16, dtype=torch.bool)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = set()
+        for _ in range(20):
+            prompt.zero_grad()
+            (prompt.embed_text(embedded, mask) * weights).sum().backward()
+            found.add(prompt.b.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
