@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 from dept_vl.command_line import Parser, StopSignal, command_text, run
@@ -34,26 +33,23 @@ def main(arguments: list[str]) -> None:
     )
     options = parser.parse_intermixed_args(arguments)
     chosen = {group: getattr(options, group) for group in ("backbone", "method", "task", "recipe")}
-    load_settings(chosen, options.overrides)  # a wrong setting is told at once, before torch is loaded
+    settings = load_settings(chosen, options.overrides)  # a wrong setting is told at once, before torch is loaded
     foreign = [override for override in options.overrides if override.startswith("features")]
     if foreign:
         raise UsageError(
             f"{foreign[0]!r}: training takes these settings from the feature store. "
             "Give them to python -m dept_vl.extract"
         )
-    _train(options, command_text("dept_vl.train", arguments), chosen)
 
-
-def _train(options: Namespace, command: str, chosen: dict[str, str | None]) -> None:
     from dept_vl.training.run import train_run
 
     with StopSignal() as stop:
         train_run(
-            settings=load_settings(chosen, options.overrides),
+            settings=settings,
             data=options.data,
             features=options.features,
             output=options.output,
-            command=command,
+            command=command_text("dept_vl.train", arguments),
             dry_run=options.dry_run,
             stop=stop,
         )

@@ -51,14 +51,7 @@ def adapter_identity(backbone: Backbone, *, task: str, method: str, features: Ma
 
 def trained_tensors(model: VLT5, groups: Sequence[ParameterGroup]) -> dict[str, Tensor]:
     """Copies of all trained tensors on the CPU, and DePT's count of trained rows."""
-    tensors = {
-        name: parameter.detach().cpu().clone().contiguous()
-        for group in groups
-        for name, parameter in group.parameters.items()
-    }
-    if isinstance(model.encoder.prompt, DecomposedPrompt):
-        tensors["prompt.trained_length"] = model.encoder.prompt.trained_length.cpu().clone()
-    return tensors
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _live_tensors(model, groups).items()}
 
 
 @torch.no_grad()
@@ -68,9 +61,7 @@ def restore_tensors(model: VLT5, groups: Sequence[ParameterGroup], tensors: Mapp
     Raises:
         IncompatibleError: names or shapes differ; nothing is changed then.
     """
-    targets: dict[str, Tensor] = {name: value for group in groups for name, value in group.parameters.items()}
-    if isinstance(model.encoder.prompt, DecomposedPrompt):
-        targets["prompt.trained_length"] = model.encoder.prompt.trained_length
+    targets = _live_tensors(model, groups)
     refuse_differences(
         {name: tuple(value.shape) for name, value in targets.items()},
         {name: tuple(value.shape) for name, value in tensors.items()},
@@ -124,6 +115,14 @@ def load_adapter(folder: Path, *, expected_identity: Mapping[str, Any] | None = 
     if got_digest != record["sha256"]:
         raise DamagedError(f"{path}: SHA-256 expected {record['sha256']}, got {got_digest}. Take it again from the run")
     return Adapter(identity, record["settings"], load(path.read_bytes()))
+
+
+def _live_tensors(model: VLT5, groups: Sequence[ParameterGroup]) -> dict[str, Tensor]:
+    """What an adapter consists of, as it lies in the model."""
+    tensors: dict[str, Tensor] = {name: value for group in groups for name, value in group.parameters.items()}
+    if isinstance(model.encoder.prompt, DecomposedPrompt):
+        tensors["prompt.trained_length"] = model.encoder.prompt.trained_length
+    return tensors
 
 
 def _card(adapter: Adapter) -> str:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5F
 from transformers.utils import logging
 
 from dept_vl.config import BackboneSettings
+from feature_extraction.backbones import weight_digest as digest_of_tensors
 from feature_extraction.errors import DamagedError, InputDataError
 
 EMBEDDED = {"t5-mini": Path(__file__).parents[1] / "backbones" / "t5_mini"}
@@ -74,12 +75,8 @@ def load_backbone(settings: BackboneSettings, *, dtype: torch.dtype = torch.floa
 
 
 def weight_digest(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of all parameters, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """SHA-256 over names, types, shapes and bytes of all parameters; one that two layers share counts once."""
+    return digest_of_tensors(dict(module.named_parameters()))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
