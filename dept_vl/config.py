@@ -61,10 +61,18 @@ class TaskSettings:
     name: str = "vqa"
     module: str = "vqa"  # in dept_vl.tasks
     prefix: str = ""  # put before every text
+    vl_adapter_prefix: str | None = None  # where VL-Adapter's published runs have another; null: the same
+    prefix_style: str = "vl_t5"  # vl_t5 (``prefix``), vl_adapter (its own), or none
     max_text_length: int = 20  # s, tokens
     max_target_length: int = 10  # L, tokens
     images_per_example: int = 1  # I
+    head: str = "generation"  # generation, classification, or first_step (the labels' first tokens compared)
+    constrained: bool = False  # generation gives only answers of the vocabulary
+    answer_count: int | None = None  # A: so many of the most frequent training answers; null: all
+    answer_file: str | None = None  # in the data folder, a JSON list of answers instead (LXMERT's label2ans)
+    loss: str = "example"  # example (mean over an example's tokens, then over examples) or token (over all tokens)
     num_beams: int = 1  # 1: greedy
+    batch_size: int | None = None  # of this task's steps; null: data.batch_size
     selection_metric: str = "accuracy"  # the best checkpoint has the highest
     splits: dict[str, str] = field(default_factory=dict)  # our split name: the name in the data set's file names
 
@@ -137,13 +145,17 @@ CHOICES = {
     "method.low_rank_scale": ("official", "paper"),
     "visual.position_rule": ("joint", "vl_t5"),
     "visual.area": ("true", "vl_t5"),
+    "task.prefix_style": ("vl_t5", "vl_adapter", "none"),
+    "task.head": ("generation", "classification", "first_step"),
+    "task.loss": ("example", "token"),
     "training.precision": ("fp32", "bf16"),
     "training.tracker": ("none", "tensorboard", "wandb", "trackio"),
 }
 
 AT_LEAST = {
-    **dict.fromkeys(("method.budget_length", "task.max_text_length", "task.num_beams"), 1),
+    **dict.fromkeys(("method.budget_length", "task.max_text_length", "task.num_beams", "task.batch_size"), 1),
     **dict.fromkeys(("method.prompt_length", "method.rank", "task.images_per_example"), 0),
+    "task.answer_count": 2,
     "task.max_target_length": 2,  # a token and </s>
     **dict.fromkeys(("data.batch_size", "data.evaluation_batch_size", "data.bucket_width"), 1),
     **dict.fromkeys(("data.workers", "backbone.dropout"), 0),

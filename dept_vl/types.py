@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # this file is read by the scorers, which work without torch
@@ -31,6 +32,7 @@ class Example:
 
     ``text`` goes to the encoder as it is, after the task's prefix. A training step draws one of ``targets`` in
     proportion to the weights. ``slices`` names the groups that scores are split by, such as answer_type: yes/no.
+    ``facts`` is whatever else the task's own score needs; nobody but the task looks at it.
     """
 
     example_id: str
@@ -39,6 +41,7 @@ class Example:
     references: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
     slices: Mapping[str, str] = field(default_factory=dict)
+    facts: object = None
 
 
 class Prediction(NamedTuple):
@@ -52,11 +55,12 @@ class Scores(NamedTuple):
     """The numbers of one evaluation.
 
     ``metrics`` are times 100, None where the data does not allow a number; ``per_example`` maps each example id to
-    its own score, 0 to 1.
+    its own score, 0 to 1. ``reasons`` says why a metric is None, where that is not plain.
     """
 
     metrics: dict[str, float | None]
     per_example: dict[str, float]
+    reasons: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

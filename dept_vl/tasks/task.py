@@ -7,33 +7,62 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import dept_vl.tasks
 from dept_vl.config import TaskSettings, nearest
 from dept_vl.types import Example, Prediction, Scores
 from feature_extraction.errors import UsageError
 
-NO_TASKS = ("task", "files")  # the modules beside the tasks
+NO_TASKS = ("task", "files", "karpathy", "lxmert", "submission")  # the modules beside the tasks
+
+
+class OfficialFiles(NamedTuple):
+    """What existing predictions are scored against, by the names of the evaluation's options."""
+
+    annotations: Path
+    questions: Path | None = None
+    choices: Path | None = None
+
+
+def _no_ids(folder: Path, split: str) -> list[str]:
+    return []
+
+
+def _alone(split: str) -> tuple[str, ...]:
+    return (split,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A data set's formats, and how its answers are read, scored and submitted.
 
-    ``read`` takes the data folder and one of our split names; ``read_files`` takes annotations, and questions where
-    the format keeps them apart. Both give the examples in the order of the data set's own files.
-    ``score`` expects exactly one prediction for each example, in any order.
+    ``read`` takes the data folder and one of our split names, ``read_files`` the official files themselves. Both give
+    the examples in the order of the data set's own files. ``score`` expects exactly one prediction for each example,
+    in any order. ``check_submission`` takes a file of any tool and, if given, the official questions, and says in a
+    sentence each what the server would not take.
     """
 
     name: str
     read: Callable[[Path, str], list[Example]]
-    read_files: Callable[[Path, Path | None], list[Example]]
+    read_files: Callable[[OfficialFiles], list[Example]]
     parse: Callable[[str], str]
     score: Callable[[Sequence[Prediction], Sequence[Example]], Scores]
     submit: Callable[[Sequence[Prediction], Path], None]
     read_submission: Callable[[Path], list[Prediction]]
+    check_submission: Callable[[Path, Path | None], list[str]]
     submission_name: Callable[[str], str]
+
+    file_options: tuple[str, ...] = ()  # which of OfficialFiles beside the annotations it makes use of
+    labels: tuple[str, ...] = ()  # the only answers there are, where there are few
+    ignores_unknown: bool = False  # predictions for ids that the annotations do not have, as its official script does
+    # Validation during training leaves out what takes long; None: it is the score.
+    score_validation: Callable[[Sequence[Prediction], Sequence[Example]], Scores] | None = None
+    # Ids that the server wants in a split's file although the split does not have them; they are answered "".
+    blank_ids: Callable[[Path, str], list[str]] = _no_ids
+    # Splits whose files the server takes only together, packed by ``bundle`` into one file (split: file).
+    server_splits: Callable[[str], tuple[str, ...]] = _alone
+    bundle: Callable[[Mapping[str, Path], Path], None] | None = None
 
 
 def load_task(settings: TaskSettings) -> Task:
