@@ -1,17 +1,20 @@
 """Settings: typed sections, filled from YAML layers and then from the command line.
 
-The layers, each laid over the one before: base < backbone < features < method < task < recipe < command line.
-Unknown keys and wrong types are errors that name the layer, the key and the nearest known one.
+The layers, each laid over the one before: base < backbone < features < method < task < recipe < data < command line.
+The data layer is a file task.yaml in a data folder. In a layer, section ``task`` is about every task of the run, or
+about the layer's own, and ``tasks.NAME`` about one. Unknown keys and wrong types are errors that name the layer, the
+key and the nearest known one.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +24,7 @@ from feature_extraction.errors import DamagedError, UsageError
 from feature_extraction.settings import ExtractionSettings
 
 GROUPS = ("backbone", "features", "method", "task", "recipe")  # folders of configs/, in merging order
+DATA_LAYER = "task.yaml"  # in a data folder
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class MethodSettings:
     prompt_text: str | None = None  # for prompt_init: text; repeated and cut to the prompt length
     low_rank_init: str = "official"  # of A: official (uniform within 1/sqrt(r)) or paper (standard normal)
     low_rank_scale: str = "paper"  # of A·B: paper (1) or official (8/sqrt(r))
+    prompt_sharing: str = "shared"  # among several tasks: shared, or per_task (each its own prompt, A and B)
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,12 @@ class OptimizerSettings:
     prompt_lr: float = 0.3  # P
     low_rank_lr: float = 1e-3  # A and B
     visual_lr: float = 1e-3  # visual embedding
+    head_lr: float = 1e-3  # classification head
     backbone_lr: float = 1e-4  # T5, for method full
     prompt_weight_decay: float = 1e-5
     low_rank_weight_decay: float = 1e-5
     visual_weight_decay: float = 0.01
+    head_weight_decay: float = 0.01
     backbone_weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
@@ -117,6 +124,7 @@ class TrainingSettings:
     log_every: int = 10  # steps that one line of the loss log averages over
     patience: int | None = None  # validations without a better score before stopping; null: never
     validation_examples: int | None = None  # a fixed random choice of so many; null: all
+    mixing_temperature: float = 1.0  # of several tasks: shares go with size^(1/temperature); large: equal shares
     precision: str = "fp32"  # fp32 or bf16
     seed: int = 0
     tracker: str = "none"  # none, tensorboard, wandb or trackio; the local log.jsonl is always written
@@ -124,25 +132,37 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that defines a run."""
+    """Everything that defines a run, of one task or of several that are trained together."""
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     features: ExtractionSettings = field(default_factory=ExtractionSettings)
     method: MethodSettings = field(default_factory=MethodSettings)
-    task: TaskSettings = field(default_factory=TaskSettings)
+    tasks: dict[str, TaskSettings] = field(default_factory=lambda: {"vqa": TaskSettings()})
     visual: VisualSettings = field(default_factory=VisualSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
+    @property
+    def task(self) -> TaskSettings:
+        """The task of a run of one, or of ``of``."""
+        (only,) = self.tasks.values()
+        return only
 
-KEYS = {section.name: [key.name for key in fields(getattr(Settings(), section.name))] for section in fields(Settings)}
+    def of(self, task: str) -> Settings:
+        """The settings as one of the tasks sees them."""
+        return replace(self, tasks={task: self.tasks[task]})
+
+
+SECTIONS = {name: value for name, value in vars(Settings()).items() if name != "tasks"} | {"task": TaskSettings()}
+KEYS = {name: [key.name for key in fields(section)] for name, section in SECTIONS.items()}
 
 CHOICES = {
     "method.name": ("dept", "prompt", "visual_only", "full"),
     "method.prompt_init": ("vocabulary", "text", "normal"),
     "method.low_rank_init": ("official", "paper"),
     "method.low_rank_scale": ("official", "paper"),
+    "method.prompt_sharing": ("shared", "per_task"),
     "visual.position_rule": ("joint", "vl_t5"),
     "visual.area": ("true", "vl_t5"),
     "task.prefix_style": ("vl_t5", "vl_adapter", "none"),
@@ -164,6 +184,7 @@ AT_LEAST = {
     **dict.fromkeys(("training.steps", "training.patience", "training.validation_examples"), 1),
     **dict.fromkeys(("training.evaluate_every", "training.checkpoint_every", "training.log_every"), 1),
     "training.epochs": 0.001,
+    "training.mixing_temperature": 0.01,
     "training.seed": 0,
 }
 
@@ -185,13 +206,16 @@ def layer_names(group: str) -> list[str]:
     return sorted(path.stem for path in (configs_folder() / group).glob("*.yaml"))
 
 
-def load_settings(choices: dict[str, str | None], overrides: Sequence[str]) -> Settings:
+def load_settings(
+    choices: dict[str, str | None], overrides: Sequence[str], *, data: Mapping[str, Path] | None = None
+) -> Settings:
     """Merge all layers and check the result.
 
     Args:
-        choices: for each of GROUPS the chosen name. A backbone or features name without a YAML file is taken as the
-            name of a model.
+        choices: for each of GROUPS the chosen name; of tasks several, as in "vqa,caption". A backbone or features name
+            without a YAML file is taken as the name of a model.
         overrides: ``section.key=value``, or ``group=name``, which chooses like ``choices``.
+        data: for each task its data folder, whose task.yaml is a layer.
 
     Raises:
         UsageError: an unknown layer, key, type or value; all faults are named together.
@@ -203,7 +227,11 @@ def load_settings(choices: dict[str, str | None], overrides: Sequence[str]) -> S
             choices[key] = value
         else:
             assignments.append((key, value))
-    return _merged([*_layers(choices), ("the command line", _command_line(assignments))])
+    tasks = [name.strip() for name in (choices["task"] or "").split(",")] if choices.get("task") else []
+    twice = [name for name, count in Counter(tasks).items() if count > 1]
+    if twice:
+        raise UsageError(f"--task names {twice[0]!r} twice. Name each task once, as in --task vqa,caption")
+    return _merged([*_layers(choices, tasks, data or {}), _command_line(assignments)], tasks or ["vqa"])
 
 
 def settings_to_yaml(settings: Settings) -> str:
@@ -217,7 +245,17 @@ def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
     Raises:
         UsageError: a key or value that this version does not know.
     """
-    return _merged([(str(path), _read(path)), ("the command line", _command_line(_pairs(overrides)))])
+    saved = _read(path)
+    return _merged([_Layer(str(path), saved), _command_line(_pairs(overrides))], list(saved.get("tasks") or ["vqa"]))
+
+
+class _Layer(NamedTuple):
+    """Settings from one place."""
+
+    name: str
+    values: DictConfig
+    task: str | None = None  # the only one that its section ``task`` is about
+    serves_others: bool = False  # names of tasks that this run does not have are in order
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
@@ -229,11 +267,11 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
     return [(key, value) for key, _, value in (override.partition("=") for override in overrides)]
 
 
-def _command_line(assignments: Sequence[tuple[str, str]]) -> DictConfig:
+def _command_line(assignments: Sequence[tuple[str, str]]) -> _Layer:
     layer = OmegaConf.create()
     for key, value in assignments:
         OmegaConf.update(layer, key, _parsed(value), force_add=True)
-    return layer
+    return _Layer("the command line", layer)
 
 
 def _parsed(value: str) -> Any:  # noqa: ANN401 - whatever YAML says
@@ -248,23 +286,27 @@ def _parsed(value: str) -> Any:  # noqa: ANN401 - whatever YAML says
     return value
 
 
-def _layers(choices: dict[str, str | None]) -> Iterator[tuple[str, DictConfig]]:
+def _layers(choices: dict[str, str | None], tasks: Sequence[str], data: Mapping[str, Path]) -> Iterator[_Layer]:
     folder = configs_folder()
-    yield "configs/base.yaml", _read(folder / "base.yaml")
+    yield _Layer("configs/base.yaml", _read(folder / "base.yaml"))
     for group in GROUPS:
-        name = choices.get(group)
-        if name is None:
-            continue
-        path = folder / group / f"{name}.yaml"
-        if path.is_file():
-            yield f"configs/{group}/{name}.yaml", _read(path)
-        elif group == "backbone":
-            yield f"--backbone {name}", OmegaConf.create({"backbone": {"name": name}})
-        elif group == "features":
-            yield f"--features {name}", OmegaConf.create({"features": {"backbone": name}})
-        else:
-            known = layer_names(group)
-            raise UsageError(f"No {group} is called {name!r}.{nearest(name, known)} There are: {', '.join(known)}")
+        for name in tasks if group == "task" else [choices.get(group)]:
+            if name is None:
+                continue
+            path = folder / group / f"{name}.yaml"
+            if path.is_file():
+                own = name if group == "task" else None
+                yield _Layer(f"configs/{group}/{name}.yaml", _read(path), own, serves_others=group == "recipe")
+            elif group == "backbone":
+                yield _Layer(f"--backbone {name}", OmegaConf.create({"backbone": {"name": name}}))
+            elif group == "features":
+                yield _Layer(f"--features {name}", OmegaConf.create({"features": {"backbone": name}}))
+            else:
+                known = layer_names(group)
+                raise UsageError(f"No {group} is called {name!r}.{nearest(name, known)} There are: {', '.join(known)}")
+    for task, data_folder in data.items():
+        if (data_folder / DATA_LAYER).is_file():
+            yield _Layer(str(data_folder / DATA_LAYER), _read(data_folder / DATA_LAYER), task)
 
 
 def _read(path: Path) -> DictConfig:
@@ -276,16 +318,16 @@ def _read(path: Path) -> DictConfig:
         raise DamagedError(f"{path} is not YAML: {' '.join(str(error).split())}. Take it again from a copy") from error
 
 
-def _merged(layers: Iterable[tuple[str, DictConfig]]) -> Settings:
+def _merged(layers: Iterable[_Layer], tasks: Sequence[str]) -> Settings:
     """The layers one over the other, checked.
 
     Raises:
         UsageError: names every unknown key, wrong type and wrong value of all layers.
     """
-    merged = OmegaConf.structured(Settings)
-    for section in merged:
-        OmegaConf.set_readonly(merged[section], False)  # as a frozen dataclass it is
-    faults = [f"In {name}: {fault}" for name, layer in layers for fault in _lay_over(merged, layer)]
+    merged = OmegaConf.structured(Settings(tasks={name: TaskSettings() for name in tasks}))
+    for section in [merged[name] for name in merged if name != "tasks"] + [merged.tasks[name] for name in tasks]:
+        OmegaConf.set_readonly(section, False)  # as a frozen dataclass it is
+    faults = [f"In {layer.name}: {fault}" for layer in layers for fault in _lay_over(merged, layer)]
     settings = cast(Settings, OmegaConf.to_object(merged))
     faults += _wrong_values(settings)
     if faults:
@@ -293,26 +335,44 @@ def _merged(layers: Iterable[tuple[str, DictConfig]]) -> Settings:
     return settings
 
 
-def _lay_over(merged: DictConfig, layer: DictConfig) -> Iterator[str]:
+def _lay_over(merged: DictConfig, layer: _Layer) -> Iterator[str]:
     """Put a layer's settings into ``merged``, and give back what is wrong with those that do not fit."""
-    for section, values in cast(dict[Any, Any], OmegaConf.to_container(layer)).items():
-        if section not in KEYS:
+    for section, values in cast(dict[Any, Any], OmegaConf.to_container(layer.values)).items():
+        if section not in (*KEYS, "tasks"):
             yield f"unknown key {section!r}.{_suggestion(str(section), list(KEYS))}"
         elif not isinstance(values, dict):
-            yield f"{section!r} is a section with the keys {', '.join(KEYS[section])}, not a single value"
+            yield f"{section!r} is a section with the keys {', '.join(KEYS.get(section, merged.tasks))}, not a single value"
+        elif section == "task":
+            for task in [layer.task] if layer.task else merged.tasks:
+                yield from _lay_section(merged, layer, f"tasks.{task}", "task", "task")
+        elif section == "tasks":
+            for task in values:
+                if task in merged.tasks:
+                    yield from _lay_section(merged, layer, f"tasks.{task}", f"tasks.{task}", "task")
+                elif not (layer.serves_others and task in layer_names("task")):
+                    yield f"'tasks' is about {task!r}, but the run has {', '.join(merged.tasks)}"
         else:
-            for key, value in values.items():
-                name = f"{section}.{key}"
-                if key not in KEYS[section]:
-                    yield f"unknown key {name!r}.{_suggestion(str(key), KEYS[section], section)}"
-                elif OmegaConf.is_interpolation(layer[section], key):
-                    yield f"{name} is {value!r}; settings are not put together from others"
-                else:
-                    try:
-                        OmegaConf.update(merged, name, value)
-                    except OmegaConfBaseException as error:
-                        reason = str(error.msg or error).splitlines()[0]
-                        yield f"{name}: {reason}. Its type is documented in configs/base.yaml"
+            yield from _lay_section(merged, layer, section, section, section)
+
+
+def _lay_section(merged: DictConfig, layer: _Layer, into: str, section: str, kind: str) -> Iterator[str]:
+    """Put one section of a layer into the section ``into`` of ``merged``; ``kind`` says what keys it has."""
+    values = OmegaConf.select(layer.values, section)
+    if not isinstance(values, DictConfig):
+        yield f"{section!r} is a section with the keys {', '.join(KEYS[kind])}, not a single value"
+        return
+    for key, value in cast(dict[Any, Any], OmegaConf.to_container(values)).items():
+        name = f"{section}.{key}"
+        if key not in KEYS[kind]:
+            yield f"unknown key {name!r}.{_suggestion(str(key), KEYS[kind], section)}"
+        elif OmegaConf.is_interpolation(values, key):
+            yield f"{name} is {value!r}; settings are not put together from others"
+        else:
+            try:
+                OmegaConf.update(merged, f"{into}.{key}", value)
+            except OmegaConfBaseException as error:
+                reason = str(error.msg or error).splitlines()[0].replace(f"{into}.", f"{section}.")
+                yield f"{name}: {reason}. Its type is documented in configs/base.yaml"
 
 
 def _suggestion(key: str, here: Sequence[str], section: str = "") -> str:
@@ -333,14 +393,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _wrong_values(settings: Settings) -> Iterator[str]:
     for key, allowed in CHOICES.items():
-        value = _look_up(settings, key)
-        if value not in allowed:
-            yield f"{key} is {value!r}.{nearest(str(value), allowed)} It is one of: {', '.join(allowed)}"
+        for name, value in _look_up(settings, key):
+            if value not in allowed:
+                yield f"{name} is {value!r}.{nearest(str(value), allowed)} It is one of: {', '.join(allowed)}"
     for key in {**AT_LEAST, **AT_MOST}:
-        value, least, most = _look_up(settings, key), AT_LEAST.get(key, -math.inf), AT_MOST.get(key, math.inf)
-        if value is not None and not least <= value <= most:  # NaN is refused too
-            limits = f"at least {least}" if most == math.inf else f"{least} to {most}"
-            yield f"{key} is {value}; it must be {limits}"
+        least, most = AT_LEAST.get(key, -math.inf), AT_MOST.get(key, math.inf)
+        for name, value in _look_up(settings, key):
+            if value is not None and not least <= value <= most:  # NaN is refused too
+                limits = f"at least {least}" if most == math.inf else f"{least} to {most}"
+                yield f"{name} is {value}; it must be {limits}"
     training, method = settings.training, settings.method
     if (training.steps is None) == (training.epochs is None):
         yield (
@@ -356,6 +417,11 @@ def _wrong_values(settings: Settings) -> Iterator[str]:
         yield "method.prompt_init is 'text' but method.prompt_text is empty; give the text to start from"
 
 
-def _look_up(settings: Settings, key: str) -> Any:  # noqa: ANN401 - any setting
+def _look_up(settings: Settings, key: str) -> Iterator[tuple[str, Any]]:
+    """A setting's full name and its value, for each task where it is a task's."""
     section, name = key.split(".")
-    return getattr(getattr(settings, section), name)
+    if section != "task":
+        yield key, getattr(getattr(settings, section), name)
+    else:
+        for task, values in settings.tasks.items():
+            yield key if len(settings.tasks) == 1 else f"tasks.{task}.{name}", getattr(values, name)
