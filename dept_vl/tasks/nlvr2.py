@@ -140,6 +140,30 @@ def submission_name(split: str, *, splits: Mapping[str, str]) -> str:
     return f"nlvr2_{split_name(splits, split)}_dept_results.csv"
 
 
+def read_records(path: Path) -> dict[str, Row]:
+    """The objects of a file of JSON lines, by their place in it.
+
+    Raises:
+        InputDataError: there is no such file, or a line is something else; all such lines are named together.
+    """
+    faults: Faults = defaultdict(list)
+    rows = {}
+    for number, line in enumerate(_bytes(path).split(b"\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict):
+                rows[f"line {number}"] = row
+            else:
+                faults["lines that are no JSON object in UTF-8 (an official file has one record a line)"].append(number)
+    refuse(faults, path)
+    if not rows:
+        raise InputDataError(f"{path} is empty. An official file has one JSON object a line. Download it again")
+    return rows
+
+
 def _examples(path: Path) -> list[Example]:
     """The examples of a file of either kind, with their groups and subsets."""
     examples = _lxmert_examples(path) if _bytes(path).lstrip()[:1] == b"[" else _official_examples(path)
@@ -164,7 +188,7 @@ def _lxmert_examples(path: Path) -> list[Example]:
 
 
 def _official_examples(path: Path) -> list[Example]:
-    rows = _rows(path)
+    rows = read_records(path)
     withheld = not any("label" in row for row in rows.values())
     wanted = {"identifier": str, "sentence": str, **({} if withheld else {"label": str})}
     faults: Faults = defaultdict(list)
@@ -212,32 +236,12 @@ def _subset(path: Path, subset: str, examples: Sequence[Example]) -> AbstractSet
     if found is None:
         return frozenset()
     faults: Faults = defaultdict(list)
-    rows = _rows(found)
+    rows = read_records(found)
     members = [row["identifier"] for place, row in rows.items() if check_types(row, {"identifier": str}, place, faults)]
     known = {example.example_id for example in examples}
     faults[f"identifiers that {path.name} does not have"] += [one for one in members if one not in known]
     refuse(faults, found)
     return set(members)
-
-
-def _rows(path: Path) -> dict[str, Row]:
-    """The objects of a file of JSON lines, by their place in it."""
-    faults: Faults = defaultdict(list)
-    rows = {}
-    for number, line in enumerate(_bytes(path).split(b"\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict):
-                rows[f"line {number}"] = row
-            else:
-                faults["lines that are no JSON object in UTF-8 (an official file has one record a line)"].append(number)
-    refuse(faults, path)
-    if not rows:
-        raise InputDataError(f"{path} is empty. An official file has one JSON object a line. Download it again")
-    return rows
 
 
 def _bytes(path: Path) -> bytes:
