@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ KINDS = {
 Faults = defaultdict[str, list[object]]  # what is wrong: the ids or rows where it is
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    """The content of a JSON file.
+def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:  # noqa: ANN401 - whatever the file holds
+    """The content of a JSON file, with what ``object_hook`` makes of each object as soon as it is parsed.
 
     Raises:
         InputDataError: there is no such file, or it is not one JSON value in UTF-8.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_hook=object_hook)
     except FileNotFoundError:
         raise InputDataError(f"No file {path}. Check the path") from None
     except (ValueError, RecursionError) as error:
