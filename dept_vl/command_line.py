@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 
 from feature_extraction.errors import Interrupted, UsageError
@@ -62,6 +63,30 @@ class StopSignal:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
         say(f"{self.name} received: saving, then stopping. Ctrl-C again stops at once")
+
+
+def paths_by_task(option: str, values: Sequence[str], tasks: Sequence[str]) -> dict[str, Path]:
+    """The path of each task, from ``PATH`` for all of them or ``TASK=PATH`` for each.
+
+    Raises:
+        UsageError: a task has no path or two, or a path is for a task that is not there.
+    """
+    paths: dict[str, Path] = {}
+    for value in values:
+        task, _, path = value.partition("=")
+        named = bool(path) and task.isidentifier()
+        if named and task not in tasks:
+            raise UsageError(f"{option} {value} is about task {task!r}, but --task names {', '.join(tasks)}")
+        for one in [task] if named else tasks:
+            if one in paths:
+                raise UsageError(
+                    f"{option} is given twice for task {one!r}. Give it once, or once for each task: {option} TASK=PATH"
+                )
+            paths[one] = Path(path if named else value)
+    missing = [task for task in tasks if task not in paths]
+    if missing:
+        raise UsageError(f"{option} is missing for {', '.join(missing)}. Give {option} {missing[0]}=PATH too")
+    return paths
 
 
 def say(message: str) -> None:

@@ -341,7 +341,8 @@ def _lay_over(merged: DictConfig, layer: _Layer) -> Iterator[str]:
         if section not in (*KEYS, "tasks"):
             yield f"unknown key {section!r}.{_suggestion(str(section), list(KEYS))}"
         elif not isinstance(values, dict):
-            yield f"{section!r} is a section with the keys {', '.join(KEYS.get(section, merged.tasks))}, not a single value"
+            known = KEYS.get(section, merged.tasks)
+            yield f"{section!r} is a section with the keys {', '.join(known)}, not a single value"
         elif section == "task":
             for task in [layer.task] if layer.task else merged.tasks:
                 yield from _lay_section(merged, layer, f"tasks.{task}", "task", "task")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from transformers import PreTrainedTokenizerBase
 
+from dept_vl.answer_log import AnswerLog
 from dept_vl.command_line import say
-from dept_vl.config import Settings
+from dept_vl.config import Settings, TaskSettings, settings_from_yaml
 from dept_vl.data.dataset import ExampleDataset, VisualSource
 from dept_vl.data.loader import evaluation_batches
 from dept_vl.data.preflight import check_examples
@@ -19,9 +21,11 @@ from dept_vl.data.tokens import cache_folder, tokenize_examples
 from dept_vl.leaderboard import write_evaluation
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.vl_t5 import VLT5
-from dept_vl.run_folder import load_run
+from dept_vl.run_folder import LoadedRun, choose_task, load_run, task_folder
 from dept_vl.tasks.task import Task
-from dept_vl.types import Batch, Example, Prediction
+from dept_vl.types import Batch, Example, Prediction, Scores
+from feature_extraction.backbones import weight_digest
+from feature_extraction.store_layout import digest
 
 
 def predict(
@@ -29,13 +33,24 @@ def predict(
     dataset: ExampleDataset,
     *,
     task: Task,
-    tokenizer: PreTrainedTokenizerBase,
     settings: Settings,
     accelerator: Accelerator,
+    log: AnswerLog | None = None,
 ) -> list[Prediction]:
-    """Answer every example, in the order of the dataset; all processes get the whole list."""
+    """Answer every example, in the order of the dataset; all processes get the whole list.
+
+    With a log, answers that it has already are not given again.
+    """
     model.eval()
     answers: dict[str, str] = {}
+    if log is not None:
+        if accelerator.is_main_process:
+            log.collect()
+        accelerator.wait_for_everyone()
+        answers = log.read()
+        if answers and accelerator.is_main_process:
+            say(f"Going on: {len(answers):,} of {len(dataset):,} examples are answered already")
+        accelerator.wait_for_everyone()
     batches = evaluation_batches(
         dataset,
         batch_size=settings.data.evaluation_batch_size,
@@ -43,23 +58,32 @@ def predict(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         workers=settings.data.workers,
+        done=frozenset(answers),
     )
     for batch in batches:
-        here = batch.to(accelerator.device)
-        answers.update(zip(batch.example_ids, answer_batch(model, here, task, tokenizer, settings), strict=True))
+        given = answer_batch(model, batch.to(accelerator.device), task, settings)
+        answered = dict(zip(batch.example_ids, given, strict=True))
+        if log is not None:
+            log.append(answered)
+        answers |= answered
     everyone: Sequence[tuple[str, str]] = gather_object(list(answers.items()))
     collected = dict(everyone)
     return [Prediction(example.example_id, collected[example.example_id]) for example in dataset.examples]
 
 
-def answer_batch(
-    model: VLT5, batch: Batch, task: Task, tokenizer: PreTrainedTokenizerBase, settings: Settings
-) -> list[str]:
+def answer_batch(model: VLT5, batch: Batch, task: Task, settings: Settings) -> list[str]:
     """The answers to a batch that is on the model's device, in the precision of the settings."""
     bf16 = settings.training.precision == "bf16"
     with torch.autocast(batch.text_ids.device.type, torch.bfloat16, enabled=bf16):
-        ids = model.generate(batch, max_length=settings.task.max_target_length, num_beams=settings.task.num_beams)
-    return [task.parse(text) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return [task.parse(text) for text in model.answer(batch)]
+
+
+class Evaluation(NamedTuple):
+    """What was evaluated, and its scores; of several processes, only the first has them."""
+
+    task: str
+    split: str
+    scores: Scores
 
 
 def evaluate_run(
@@ -68,53 +92,106 @@ def evaluate_run(
     output: Path | None = None,
     overrides: Sequence[str] = (),
     *,
+    task: str | None = None,
     features: Path | None = None,
     data: Path | None = None,
-) -> dict[str, float | None]:
-    """Answer a split with a trained run, score it and write the leaderboard file to ``output``.
+    single: bool = False,
+) -> list[Evaluation]:
+    """Answer a split with a trained run, score it and write the leaderboard file.
 
-    The default output is ``RUN/evaluation/SPLIT``. On several processes each answers its share, and the first writes.
+    On several processes each answers its share, and the first writes. The same call again goes on with an evaluation
+    that was stopped.
+
+    Args:
+        output: folder for all files; ``RUN/evaluation/SPLIT`` if None. Where the server takes several splits only
+            together, the others are evaluated into folders of their names beside it.
+        task: which of the run's tasks; None for all.
+        single: this split alone, even if the server takes it only with others.
 
     Raises:
         InputDataError: the run or its data is not complete.
         IncompatibleError: the run's adapter does not belong to the backbone or the features.
+        UsageError: the run has no such task, or there is one ``output`` for several.
     """
-    loaded = load_run(run, overrides=overrides, features=features, data=data)
-    settings = loaded.settings
-    examples = loaded.task.read(loaded.data, split)
-    check_examples(examples, loaded.store, f"Split {split!r} of {loaded.data}")
+    settings = settings_from_yaml(run / "config.yaml", overrides)
+    names = list(settings.tasks) if task is None else [choose_task(run, settings, task)]
+    if len(names) > 1 and (output or features or data):
+        choose_task(run, settings, task)  # raises: such an option is about one task
     accelerator = Accelerator()
-    loaded.model.to(accelerator.device)
-    dataset = make_dataset(examples, loaded.store, loaded.backbone, settings, cache=cache_folder())
-    predictions = predict(
-        loaded.model,
-        dataset,
-        task=loaded.task,
-        tokenizer=loaded.backbone.tokenizer,
-        settings=settings,
-        accelerator=accelerator,
+    evaluations = []
+    for name in names:
+        loaded = load_run(run, task=name, overrides=overrides, features=features, data=data)
+        loaded.model.to(accelerator.device)
+        folder = output or task_folder(run / "evaluation", settings, name) / split
+        splits = (split,) if single else loaded.task.server_splits(split)
+        folders = {one: folder if one == split else folder.with_name(one) for one in splits}
+        for one, place in folders.items():
+            scores = _evaluate_split(loaded, one, place, accelerator)
+            if accelerator.is_main_process:
+                evaluations.append(Evaluation(name, one, scores))
+        if accelerator.is_main_process:
+            say(loaded.trainable.describe(settings.method.name))
+            files = {one: place / loaded.task.submission_name(one) for one, place in folders.items()}
+            leaderboard_file = files[split]
+            if len(splits) > 1 and loaded.task.bundle is not None:
+                leaderboard_file = folder / "results.zip"
+                loaded.task.bundle(files, leaderboard_file)
+            say(f"Leaderboard file: {leaderboard_file}")
+        accelerator.wait_for_everyone()
+    return evaluations
+
+
+def _evaluate_split(run: LoadedRun, split: str, folder: Path, accelerator: Accelerator) -> Scores:
+    """Answer and score one split; the scores are empty but on the first process."""
+    examples = run.task.read(run.data, split)
+    check_examples(examples, run.store, f"Split {split!r} of {run.data}")
+    blank_ids = run.task.blank_ids(run.data, split)
+    dataset = make_dataset(examples, run.store, run.backbone, run.settings, cache=cache_folder())
+    log = AnswerLog(
+        folder / "answers.partial",
+        identity={
+            "adapter": weight_digest(run.adapter.tensors),
+            "examples": digest([[one.example_id, one.text, one.image_ids] for one in examples]),
+            "settings": {name: asdict(run.settings)[name] for name in ("tasks", "data", "visual", "features")},
+            "precision": run.settings.training.precision,
+        },
+        rank=accelerator.process_index,
     )
-    metrics: dict[str, float | None] = {}
+    predictions = predict(run.model, dataset, task=run.task, settings=run.settings, accelerator=accelerator, log=log)
+    scores = Scores({}, {})
     if accelerator.is_main_process:
-        folder = output or run / "evaluation" / split
-        metrics = write_evaluation(folder, loaded.task, split, predictions, examples).metrics
-        say(loaded.trainable.describe(settings.method.name))
-        say(f"Leaderboard file: {folder / loaded.task.submission_name(split)}")
+        scores = write_evaluation(folder, run.task, split, predictions, examples, blank_ids=blank_ids)
+        log.delete()
     accelerator.wait_for_everyone()
-    return metrics
+    return scores
 
 
 def make_dataset(
-    examples: Sequence[Example], store: VisualSource, backbone: Backbone, settings: Settings, *, cache: Path | None
+    examples: Sequence[Example],
+    store: VisualSource | None,
+    backbone: Backbone,
+    settings: Settings,
+    *,
+    cache: Path | None,
+    answers: Sequence[str] = (),
 ) -> ExampleDataset:
-    """Examples with their token ids, from the cache folder where this was done before."""
+    """A task's examples with their token ids, from the cache folder where this was done before."""
     tokens = tokenize_examples(
         examples,
         backbone.tokenizer,
-        prefix=settings.task.prefix,
+        prefix=task_prefix(settings.task),
         max_text_length=settings.task.max_text_length,
         max_target_length=settings.task.max_target_length,
         tokenizer_digest=backbone.tokenizer_digest,
         cache=cache,
     )
-    return ExampleDataset(examples, tokens, store)
+    (task,) = settings.tasks
+    return ExampleDataset(examples, tokens, store, task=task, answers=answers)
+
+
+def task_prefix(task: TaskSettings) -> str:
+    """What is put before a task's texts."""
+    if task.prefix_style == "none":
+        return ""
+    published = task.vl_adapter_prefix if task.prefix_style == "vl_adapter" else None
+    return task.prefix if published is None else published

@@ -8,15 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dept_vl.tasks.files import Faults, refuse
-from dept_vl.tasks.task import Task
+from dept_vl.tasks.task import OfficialFiles, Task
 from dept_vl.types import Example, Prediction, Scores
 from feature_extraction.durable import write_durably
 
 
 def write_evaluation(
-    folder: Path, task: Task, split: str, predictions: Sequence[Prediction], examples: Sequence[Example]
+    folder: Path,
+    task: Task,
+    split: str,
+    predictions: Sequence[Prediction],
+    examples: Sequence[Example],
+    *,
+    blank_ids: Sequence[str] = (),
 ) -> Scores:
     """Score a split's predictions and write all files; the order of the predictions makes no difference to a byte.
+
+    ``blank_ids`` are answered "" in the submission file, behind the others.
 
     Raises:
         InputDataError: the predictions do not cover the examples exactly once.
@@ -26,20 +34,24 @@ def write_evaluation(
     ordered = [Prediction(example.example_id, answers[example.example_id]) for example in examples]
     scores = task.score(ordered, examples)
     folder.mkdir(parents=True, exist_ok=True)
-    task.submit(ordered, folder / task.submission_name(split))
+    blank = [Prediction(example_id, "") for example_id in blank_ids]
+    task.submit([*ordered, *blank], folder / task.submission_name(split))
     write_numbers(folder / "scores.json", scores.per_example)
     write_numbers(folder / "metrics.json", scores.metrics)
     return scores
 
 
-def score_files(task: Task, *, predictions: Path, annotations: Path, questions: Path | None = None) -> Scores:
+def score_files(task: Task, predictions: Path, files: OfficialFiles) -> Scores:
     """Score an existing submission file against the official annotations.
 
     Raises:
         InputDataError: a file is not in its official format, or the predictions do not cover it exactly once.
     """
-    examples = task.read_files(annotations, questions)
+    examples = task.read_files(files)
     answers = task.read_submission(predictions)
+    if task.ignores_unknown:
+        wanted = {example.example_id for example in examples}
+        answers = [one for one in answers if one.example_id in wanted]
     check_complete(answers, examples, source=predictions)
     return task.score(answers, examples)
 

@@ -46,9 +46,9 @@ class Predictor:
         )
 
     @classmethod
-    def from_run(cls, folder: str | Path) -> Predictor:
+    def from_run(cls, folder: str | Path, *, task: str | None = None) -> Predictor:
         """Load the run in a folder that training wrote; see ``load_run`` for what is refused."""
-        return cls(load_run(Path(folder)))
+        return cls(load_run(Path(folder), task=task))
 
     def answer(self, images: str | Path | Sequence[str | Path], text: str) -> str:
         """The answer to a text about an image, or about several where the task takes several.
@@ -67,7 +67,7 @@ class Predictor:
         dataset = make_dataset([example], _Encoded(self._images), self._run.backbone, settings, cache=None)
         batch = next(evaluation_batches(dataset, batch_size=1, bucket_width=settings.data.bucket_width))
         run = self._run
-        (answer,) = answer_batch(run.model, batch.to(self._device), run.task, run.backbone.tokenizer, settings)
+        (answer,) = answer_batch(run.model, batch.to(self._device), run.task, settings)
         return answer
 
 

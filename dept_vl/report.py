@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> None:
         EXAMPLES,
     )
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="folder that dept_vl.train wrote")
+    parser.add_argument("--task", metavar="TASK", help="which of the run's tasks, if it has several")
     parser.add_argument("--split", required=True, metavar="SPLIT", help="a split that dept_vl.evaluate has answered")
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="folder or .txt list of the images, if there are any"
@@ -38,43 +39,61 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="PNG", help="default: report.png among the evaluation's files")
     options = parser.parse_args(arguments)
-    evaluation = options.evaluation or options.run / "evaluation" / options.split
-    path = options.output or evaluation / "report.png"
-    report_run(
-        options.run, options.split, path_png=path, evaluation=evaluation, images=options.images, data=options.data
+    path = report_run(
+        options.run,
+        options.split,
+        task=options.task,
+        path_png=options.output,
+        evaluation=options.evaluation,
+        images=options.images,
+        data=options.data,
     )
     say(f"Report picture: {path}")
 
 
 def report_run(
-    folder: Path, split: str, *, path_png: Path, evaluation: Path, images: Path | None, data: Path | None
-) -> None:
+    folder: Path,
+    split: str,
+    *,
+    task: str | None = None,
+    path_png: Path | None = None,
+    evaluation: Path | None = None,
+    images: Path | None = None,
+    data: Path | None = None,
+) -> Path:
     """Draw the report of a run from the files that its training and the evaluation of a split have left.
+
+    Returns where the picture is: ``path_png``, or report.png among the files of the evaluation.
 
     Raises:
         InputDataError: the split has not been evaluated, or the images are not those of its examples.
-        UsageError: matplotlib is not installed.
+        UsageError: matplotlib is not installed, or the run has no such task.
     """
     from dept_vl.config import settings_from_yaml
-    from dept_vl.run_folder import read_record
+    from dept_vl.run_folder import choose_task, read_record, task_folder
     from dept_vl.tasks.task import load_task
     from feature_extraction.images import list_images
 
     record = read_record(folder)
     settings = settings_from_yaml(folder / "config.yaml")
-    task, metric = load_task(settings.task), settings.task.selection_metric
+    name = choose_task(folder, settings, task)
+    loaded, metric = load_task(settings.tasks[name]), settings.tasks[name].selection_metric
+    evaluation = evaluation or task_folder(folder / "evaluation", settings, name) / split
+    path_png = path_png or evaluation / "report.png"
     metrics, per_example = (_read_json(evaluation / name, folder, split) for name in ("metrics.json", "scores.json"))
     score = "" if metrics.get(metric) is None else f", {metric} {metrics[metric]:.2f}"
     write_report(
         path_png,
         log_path=folder / "log.jsonl",
-        examples=task.read(data or Path(record["data"]), split),
-        predictions=task.read_submission(evaluation / task.submission_name(split)),
+        examples=loaded.read(data or Path(record["data"][name]), split),
+        predictions=loaded.read_submission(evaluation / loaded.submission_name(split)),
         per_example=per_example,
         image_paths={image.image_id: image.path for image in list_images(images)} if images else {},
-        title=f"{settings.task.name} {split}{score} ({settings.method.name} on {settings.backbone.name})",
+        title=f"{name} {split}{score} ({settings.method.name} on {settings.backbone.name})",
         metric=metric,
+        task=name,
     )
+    return path_png
 
 
 def write_report(
@@ -87,11 +106,13 @@ def write_report(
     image_paths: Mapping[str, Path],
     title: str,
     metric: str = "accuracy",
+    task: str | None = None,
 ) -> None:
     """Draw the losses and validation scores of a log, and some right and some wrong answers, into one picture.
 
     Equal input gives an equal picture: the answers are drawn at random, but always the same. ``per_example`` holds
-    scores of 0 to 1; ``image_paths`` maps image ids to files; ``metric`` names the validation score.
+    scores of 0 to 1; ``image_paths`` maps image ids to files; ``metric`` names the validation score, of
+    ``task`` where the log is of several.
 
     Raises:
         InputDataError: no example has all its images in ``image_paths``.
@@ -125,7 +146,8 @@ def write_report(
             f"{len(right)} of the {all_right:,} right answers and {len(wrong)} of the {len(examples) - all_right:,} "
             "wrong ones, drawn at random"
         )
-    picture = draw_report(title=title, log=read_log(log_path), metric=metric, heading=heading, answers=shown)
+    log = [record for record in read_log(log_path) if record.get("task", task) == task or task is None]
+    picture = draw_report(title=title, log=log, metric=metric, heading=heading, answers=shown)
     path_png.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path_png, picture)
 

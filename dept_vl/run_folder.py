@@ -1,7 +1,8 @@
 """A run's folder: the settings that define it, what it was made of, and its adapter.
 
 ``config.yaml`` resolved settings, ``run.json`` command, versions, seeds and digests, ``log.jsonl``, ``checkpoints/``,
-``adapter/`` once training has finished, ``evaluation/SPLIT/``.
+``adapter/`` once training has finished, ``evaluation/SPLIT/``. Of several tasks, each has its best adapter and its
+evaluations in a folder of its own, ``adapter/TASK/`` and ``evaluation/TASK/SPLIT/``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dept_vl.config import Settings, settings_from_yaml, settings_to_yaml
+from dept_vl.config import Settings, nearest, settings_from_yaml, settings_to_yaml
 from dept_vl.model.adapter import (
     Adapter,
     adapter_identity,
@@ -70,14 +71,19 @@ def open_run(folder: Path, settings: Settings, record: Mapping[str, Any]) -> Non
 
 
 def run_record(
-    *, command: str, settings: Settings, data: Path, features: Path, identity: Mapping[str, Any]
+    *,
+    command: str,
+    settings: Settings,
+    data: Mapping[str, Path],
+    features: Mapping[str, Path],
+    identity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What run.json says: how the run was started, and what it was made of."""
     versions = {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES}
     return {
         "command": command,
-        "data": str(data.resolve()),
-        "features": str(features.resolve()),
+        "data": {task: str(path.resolve()) for task, path in data.items()},
+        "features": {task: str(path.resolve()) for task, path in features.items()},
         "seed": settings.training.seed,
         "identity": dict(identity),
         "versions": {"python": platform.python_version(), **versions},
@@ -101,18 +107,25 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def publish_adapter(folder: Path, adapter: Adapter) -> Path:
-    """Put the finished adapter at ``folder/adapter``, in one step."""
+def publish_adapters(folder: Path, adapters: Mapping[str, Adapter], settings: Settings) -> Path:
+    """Put the finished adapter of each task into ``folder/adapter``, in one step."""
     final = folder / "adapter"
     partial = final.with_name(final.name + PARTIAL_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)
-    save_adapter(partial, adapter)
+    for task, adapter in adapters.items():
+        save_adapter(task_folder(partial, settings, task), adapter)
     commit_directory(partial, final)
     return final
 
 
+def task_folder(folder: Path, settings: Settings, task: str) -> Path:
+    """Where a task's files lie inside a folder of all: the folder itself in a run of one task."""
+    return folder if len(settings.tasks) == 1 else folder / task
+
+
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {**record["identity"], "--data": record["data"], "--features": record["features"]}
+    paths = {f"--{name} ({task})": path for name in ("data", "features") for task, path in record[name].items()}
+    return {**record["identity"], **paths}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -123,10 +136,11 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class LoadedRun(NamedTuple):
-    """A trained run, ready to answer."""
+    """A trained run, ready to answer one of its tasks."""
 
-    settings: Settings
+    settings: Settings  # as the task sees them
     task: Task
+    adapter: Adapter
     backbone: Backbone
     model: VLT5
     trainable: TrainableCount
@@ -135,52 +149,87 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(
-    folder: Path, *, overrides: Sequence[str] = (), features: Path | None = None, data: Path | None = None
+    folder: Path,
+    *,
+    task: str | None = None,
+    overrides: Sequence[str] = (),
+    features: Path | None = None,
+    data: Path | None = None,
 ) -> LoadedRun:
     """Build the model of a finished run and put its adapter in.
 
     Args:
+        task: which of the run's tasks; None in a run of one.
         overrides: settings to change, as ``section.key=value``.
         features: a feature store to use instead of the run's.
         data: a data folder to use instead of the run's.
 
     Raises:
         InputDataError: no run, or training has not finished.
+        UsageError: the run has no such task, or has several and none is named.
         IncompatibleError: the backbone, the tokenizer, the features or the overrides are not those of the adapter.
         DamagedError: a file of the adapter or the store is not what was written.
     """
     record = read_record(folder)
     settings = settings_from_yaml(folder / "config.yaml", overrides)
+    task = choose_task(folder, settings, task)
     if not (folder / "adapter").is_dir():
         raise InputDataError(
             f"{folder} has no adapter yet: training has not finished. Go on with it by its own command: "
             f"{record['command']}"
         )
-    store = FeatureStore.open(features or Path(record["features"]))
+    store = FeatureStore.open(features or Path(record["features"][task]))
     store.verify()
     backbone = load_backbone(settings.backbone, dtype=compute_dtype(settings))
-    identity = adapter_identity(backbone, task=settings.task.name, method=settings.method.name, features=store.identity)
-    adapter = load_adapter(folder / "adapter", expected_identity=identity)
+    identity = run_identity(settings, backbone, store)
+    adapter_path = task_folder(folder / "adapter", settings, task)
+    adapter = load_adapter(adapter_path, expected_identity=identity)
     refuse_differences(
         _flat({section: adapter.settings[section] for section in TRAINED_SECTIONS}),
         _flat({section: asdict(settings)[section] for section in TRAINED_SECTIONS}),
-        what=f"The adapter in {folder / 'adapter'} was trained with other settings (expected: its own; got: these)",
+        what=f"The adapter in {adapter_path} was trained with other settings (expected: its own; got: these)",
         advice="Leave these settings as they are: what was trained is of use with them only",
     )
     built = build_model(
-        settings, backbone, visual_tokens=store.visual_tokens, feature_width=store.feature_width, seed=0
+        settings,
+        backbone,
+        visual_tokens=store.visual_tokens,
+        feature_width=store.feature_width,
+        seed=0,
+        answers=adapter.answers,
     )
-    restore_tensors(built.model, built.groups, adapter.tensors, folder / "adapter")
+    restore_tensors(built.model, built.groups, adapter.tensors, adapter_path)
     built.model.eval()
     return LoadedRun(
-        settings=settings,
-        task=load_task(settings.task),
+        settings=settings.of(task),
+        task=load_task(settings.tasks[task]),
+        adapter=adapter,
         backbone=backbone,
         model=built.model,
         trainable=built.trainable,
         store=store,
-        data=data or Path(record["data"]),
+        data=data or Path(record["data"][task]),
     )
+
+
+def choose_task(folder: Path, settings: Settings, task: str | None) -> str:
+    """The named task of a run, or the only one.
+
+    Raises:
+        UsageError: the run has no such task, or has several and none is named.
+    """
+    names = list(settings.tasks)
+    if task is None and len(names) > 1:
+        raise UsageError(f"{folder} has several tasks; name one of them, as in --task {names[0]}: {', '.join(names)}")
+    if task is not None and task not in names:
+        raise UsageError(f"{folder} has no task {task!r}.{nearest(task, names)} It has: {', '.join(names)}")
+    return task or names[0]
+
+
+def run_identity(settings: Settings, backbone: Backbone, store: FeatureStore) -> dict[str, Any]:
+    """What the adapters of a run are tied to."""
+    names = ",".join(task.name for task in settings.tasks.values())
+    return adapter_identity(backbone, task=names, method=settings.method.name, features=store.identity)
 
 
 def compute_dtype(settings: Settings) -> torch.dtype:

@@ -5,22 +5,34 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dept_vl.command_line import Parser, StopSignal, command_text, run
+from dept_vl.command_line import Parser, StopSignal, command_text, paths_by_task, run
 from dept_vl.config import layer_names, load_settings
 from feature_extraction.errors import UsageError
 
 EXAMPLES = """\
   python -m dept_vl.train --task vqa --data vqa/ --features coco.store --output runs/dept
   python -m dept_vl.train --task vqa --data vqa/ --features coco.store --output runs/prompt --method prompt \\
-      --backbone google-t5/t5-base data.batch_size=64 optimizer.prompt_lr=0.3"""
+      --backbone google-t5/t5-base data.batch_size=64 optimizer.prompt_lr=0.3
+  python -m dept_vl.train --task vqa,caption --data vqa=vqa/ --data caption=coco/ --features coco.store \\
+      --output runs/both tasks.caption.num_beams=1"""
 
 
 def main(arguments: list[str]) -> None:
     """Train as the arguments say; the same arguments again go on from the newest checkpoint."""
     parser = Parser("dept_vl.train", "Train a method on a task, with visual tokens from a feature store.", EXAMPLES)
-    parser.add_argument("--task", required=True, metavar="TASK", help=f"one of: {', '.join(layer_names('task'))}")
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder of the official files")
-    parser.add_argument("--features", required=True, type=Path, metavar="STORE", help="what dept_vl.extract wrote")
+    parser.add_argument(
+        "--task",
+        required=True,
+        metavar="TASK[,TASK]",
+        help=f"of: {', '.join(layer_names('task'))}; several, joined by commas, train together",
+    )
+    for_each = "; of several tasks, once for each: TASK="
+    parser.add_argument(
+        "--data", required=True, action="append", metavar="DIR", help=f"folder of the official files{for_each}DIR"
+    )
+    parser.add_argument(
+        "--features", required=True, action="append", metavar="STORE", help=f"what extract wrote{for_each}STORE"
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--method", metavar="NAME", help=f"one of: {', '.join(layer_names('method'))} (default: dept)")
     parser.add_argument(
@@ -33,7 +45,10 @@ def main(arguments: list[str]) -> None:
     )
     options = parser.parse_intermixed_args(arguments)
     chosen = {group: getattr(options, group) for group in ("backbone", "method", "task", "recipe")}
-    settings = load_settings(chosen, options.overrides)  # a wrong setting is told at once, before torch is loaded
+    names = options.task.split(",")
+    data = paths_by_task("--data", options.data, names)
+    # A wrong setting is told at once, before torch is loaded.
+    settings = load_settings(chosen, options.overrides, data=data)
     foreign = [override for override in options.overrides if override.startswith("features")]
     if foreign:
         raise UsageError(
@@ -46,8 +61,8 @@ def main(arguments: list[str]) -> None:
     with StopSignal() as stop:
         train_run(
             settings=settings,
-            data=options.data,
-            features=options.features,
+            data=data,
+            features=paths_by_task("--features", options.features, names),
             output=options.output,
             command=command_text("dept_vl.train", arguments),
             dry_run=options.dry_run,

@@ -65,8 +65,9 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Examples as tensors. Texts are padded on the right; masks are True at real tokens."""
+    """Examples of one task as tensors. Texts are padded on the right; masks are True at real tokens."""
 
+    task: str
     example_ids: tuple[str, ...]
     text_ids: Int64[Tensor, "B T"]
     text_mask: Bool[Tensor, "B T"]
@@ -76,10 +77,13 @@ class Batch:
     target_ids: Int64[Tensor, "B L"]
     target_mask: Bool[Tensor, "B L"]
     target_weights: Float[Tensor, " B"]
+    answer_scores: Float[Tensor, "B A"]  # of the answer vocabulary's answers; A = 0 where the task has none
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         tensors = {
-            name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__ if name != "example_ids"
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in self.__slots__
+            if name not in ("task", "example_ids")
         }
-        return Batch(example_ids=self.example_ids, **tensors)
+        return Batch(task=self.task, example_ids=self.example_ids, **tensors)

@@ -14,7 +14,7 @@ from dept_vl.data.tokens import TokenIds
 from dept_vl.types import Batch
 
 
-def collate(items: Sequence[Item], *, pad_id: int, bucket_width: int, max_text_length: int) -> Batch:
+def collate(items: Sequence[Item], *, task: str, pad_id: int, bucket_width: int, max_text_length: int) -> Batch:
     """One batch, padded on the right.
 
     Texts are padded to the longest, rounded up to a multiple of ``bucket_width`` but not above ``max_text_length``, so
@@ -30,6 +30,7 @@ def collate(items: Sequence[Item], *, pad_id: int, bucket_width: int, max_text_l
     # Stacked as float16 first: torch converts twice as fast as numpy.
     visual_tokens = torch.from_numpy(np.stack([item.visual_tokens for item in items])).float()
     return Batch(
+        task=task,
         example_ids=tuple(item.example_id for item in items),
         text_ids=text_ids,
         text_mask=text_mask,
@@ -39,6 +40,7 @@ def collate(items: Sequence[Item], *, pad_id: int, bucket_width: int, max_text_l
         target_ids=target_ids,
         target_mask=target_mask,
         target_weights=torch.tensor([item.target_weight for item in items], dtype=torch.float32),
+        answer_scores=torch.from_numpy(np.stack([item.answer_scores for item in items])),
     )
 
 

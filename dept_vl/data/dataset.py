@@ -25,6 +25,7 @@ class Item(NamedTuple):
     boxes: Float32[np.ndarray, "I V 4"]
     target_ids: TokenIds
     target_weight: float
+    answer_scores: Float32[np.ndarray, " A"]
 
 
 def draw_targets(tokens: TokenTable, *, seed: int, epoch: int) -> Int64[np.ndarray, " examples"]:
@@ -59,13 +60,26 @@ class VisualSource(Protocol):
 
 
 class ExampleDataset:
-    """Examples by index, with the visual tokens of their images read from a feature store when they are asked for."""
+    """A task's examples by index, with the visual tokens of their images read from a feature store when asked for."""
 
-    def __init__(self, examples: Sequence[Example], tokens: TokenTable, store: VisualSource | None) -> None:
-        """Take a store of None for examples without images, whose visual tokens are [0 0 0]."""
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        tokens: TokenTable,
+        store: VisualSource | None,
+        *,
+        task: str,
+        answers: Sequence[str] = (),
+    ) -> None:
+        """Take a store of None for examples without images, whose visual tokens are [0 0 0].
+
+        ``answers`` is the vocabulary of a classification head; items then carry each answer's score.
+        """
+        self.task = task
         self.tokens = tokens
         self.examples = examples
         self._store = store
+        self._place = {answer: place for place, answer in enumerate(answers)}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -82,7 +96,15 @@ class ExampleDataset:
             boxes=boxes,
             target_ids=self.tokens.targets.row(target) if known else np.array([self.tokens.eos_id], dtype=np.int32),
             target_weight=float(self.tokens.target_weights[target]) if known else 0.0,
+            answer_scores=self._answer_scores(example),
         )
+
+    def _answer_scores(self, example: Example) -> Float32[np.ndarray, " A"]:
+        scores = np.zeros(len(self._place), np.float32)
+        for target in example.targets if self._place else ():
+            if target.text in self._place:
+                scores[self._place[target.text]] = target.weight
+        return scores
 
     def _read(self, image_ids: tuple[str, ...]) -> tuple[Float16[np.ndarray, "I V D"], Float32[np.ndarray, "I V 4"]]:
         if not image_ids or self._store is None:

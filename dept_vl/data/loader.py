@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import count
 from typing import Any, NamedTuple, cast
 
@@ -85,13 +85,25 @@ def training_batches(
 
 
 def evaluation_batches(
-    dataset: ExampleDataset, *, batch_size: int, bucket_width: int, rank: int = 0, world: int = 1, workers: int = 0
+    dataset: ExampleDataset,
+    *,
+    batch_size: int,
+    bucket_width: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    done: Collection[str] = (),
 ) -> Iterator[Batch]:
     """The batches that process ``rank`` of ``world`` answers, without targets; together every example exactly once.
 
-    ``batch_size`` is that of one process.
+    ``batch_size`` is that of one process. Batches whose examples are all ``done`` already are left out; what the others
+    consist of does not depend on that.
     """
-    order = evaluation_order(dataset.tokens.texts.lengths(), batch_size=batch_size, rank=rank, world=world)
+    order = [
+        examples
+        for examples in evaluation_order(dataset.tokens.texts.lengths(), batch_size=batch_size)
+        if not all(dataset.examples[index].example_id in done for index in examples)
+    ][rank::world]
     places = (_Place(0, position, examples) for position, examples in enumerate(order))
     return (placed.batch for placed in _read(_PlacedBatches(dataset, bucket_width), places, workers))
 
@@ -110,7 +122,11 @@ class _PlacedBatches(Dataset[TrainingBatch | Exception]):
         ]
         tokens = self.dataset.tokens
         batch = collate(
-            items, pad_id=tokens.pad_id, bucket_width=self.bucket_width, max_text_length=tokens.max_text_length
+            items,
+            task=self.dataset.task,
+            pad_id=tokens.pad_id,
+            bucket_width=self.bucket_width,
+            max_text_length=tokens.max_text_length,
         )
         return TrainingBatch(place.epoch, place.position, batch)
 

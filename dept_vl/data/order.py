@@ -6,6 +6,9 @@ meets the same examples in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Int64
 
@@ -14,7 +17,7 @@ from feature_extraction.errors import InputDataError, UsageError
 Indices = Int64[np.ndarray, " _"]  # of examples, any number
 
 # What a random stream is for; beside seed and epoch in the generator's seed, so that no two streams are the same.
-ORDER, TARGETS = 1, 2
+ORDER, TARGETS, TASKS = 1, 2, 3
 
 
 def random_stream(purpose: int, *, seed: int, epoch: int) -> np.random.Generator:
@@ -80,12 +83,45 @@ def check_shares(examples: int, *, batch_size: int, world: int) -> None:
         )
 
 
-def evaluation_order(
-    lengths: Int64[np.ndarray, " examples"], *, batch_size: int, rank: int = 0, world: int = 1
-) -> list[Indices]:
-    """The batches that process ``rank`` of ``world`` answers; over all processes every example comes exactly once.
+def evaluation_order(lengths: Int64[np.ndarray, " examples"], *, batch_size: int) -> list[Indices]:
+    """The batches to answer: every example exactly once.
 
-    The longest texts come first: if memory does not suffice, that shows at once. ``batch_size`` is that of one process.
+    The longest texts come first: if memory does not suffice, that shows at once.
     """
-    order = np.argsort(-lengths, kind="stable")[rank::world]
+    order = np.argsort(-lengths, kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+class Turn(NamedTuple):
+    """Which task a step trains, and how many of its steps came before."""
+
+    task: str
+    step: int
+
+
+def task_turns(epoch_steps: Mapping[str, int], *, total_steps: int, temperature: float, seed: int) -> Sequence[Turn]:
+    """The task of every step of a run.
+
+    Tasks take turns at random, each in the share size^(1/temperature), where a task's size is its steps in an epoch:
+    with temperature 1 and as many steps as all epochs have, each is gone through equally often, as in the multi-task
+    training of VL-T5 and VL-Adapter; the larger the temperature, the more equal the shares. Each task has at least one
+    turn where there are as many steps as tasks.
+    """
+    names = list(epoch_steps)
+    weights = np.array([epoch_steps[name] for name in names], dtype=np.float64) ** (1 / temperature)
+    # Largest remainders: the shares come out to a step, not only on average.
+    exact = weights / weights.sum() * total_steps
+    counts = np.floor(exact).astype(np.int64)
+    if total_steps >= len(names):
+        counts = np.maximum(counts, 1)
+    for index in np.argsort(-(exact - counts), kind="stable")[: max(total_steps - int(counts.sum()), 0)]:
+        counts[index] += 1
+    while counts.sum() > total_steps:
+        counts[counts.argmax()] -= 1
+    order = random_stream(TASKS, seed=seed, epoch=0).permutation(np.repeat(np.arange(len(names)), counts))
+    before = [0] * len(names)
+    turns = []
+    for index in order.tolist():
+        turns.append(Turn(names[index], before[index]))
+        before[index] += 1
+    return turns

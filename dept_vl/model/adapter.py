@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,9 @@ class Adapter(NamedTuple):
     identity: dict[str, Any]  # flat: what must match when the adapter is used
     settings: dict[str, Any]  # the resolved settings of the run that trained it
     tensors: dict[str, Tensor]
+    answers: Mapping[str, list[str]] = MappingProxyType(
+        {}
+    )  # for each task with an answer vocabulary, its answers in their order
 
 
 def adapter_identity(backbone: Backbone, *, task: str, method: str, features: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,6 +83,7 @@ def save_adapter(folder: Path, adapter: Adapter) -> None:
     # By name: tensors that were read from a checkpoint come in any order.
     shapes = {name: list(tensor.shape) for name, tensor in sorted(adapter.tensors.items())}
     record = {"identity": adapter.identity, "settings": adapter.settings, "shapes": shapes, "sha256": digest}
+    record["answers"] = dict(adapter.answers)
     write_durably(folder / CARD_NAME, _card(adapter).encode())
     write_durably(folder / CONFIG_NAME, seal(record, indent=1))
 
@@ -114,14 +119,15 @@ def load_adapter(folder: Path, *, expected_identity: Mapping[str, Any] | None = 
     got_digest = sha256_of_file(path) if path.is_file() else "no file"
     if got_digest != record["sha256"]:
         raise DamagedError(f"{path}: SHA-256 expected {record['sha256']}, got {got_digest}. Take it again from the run")
-    return Adapter(identity, record["settings"], load(path.read_bytes()))
+    return Adapter(identity, record["settings"], load(path.read_bytes()), record["answers"])
 
 
 def _live_tensors(model: VLT5, groups: Sequence[ParameterGroup]) -> dict[str, Tensor]:
     """What an adapter consists of, as it lies in the model."""
     tensors: dict[str, Tensor] = {name: value for group in groups for name, value in group.parameters.items()}
-    if isinstance(model.encoder.prompt, DecomposedPrompt):
-        tensors["prompt.trained_length"] = model.encoder.prompt.trained_length
+    for name, prompt in model.encoder.prompts().items():
+        if isinstance(prompt, DecomposedPrompt):
+            tensors[f"{name}.trained_length"] = prompt.trained_length
     return tensors
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Attention, T5Stack
 
-from dept_vl.model.soft_prompt import SoftPrompt
+from dept_vl.model.soft_prompt import SoftPrompt, TaskPrompts
 from dept_vl.model.visual_embedding import VisualEmbedding
 from dept_vl.types import Batch
 
@@ -32,7 +32,7 @@ class MultimodalEncoder(nn.Module):
         self,
         *,
         t5_encoder: T5Stack,
-        prompt: SoftPrompt | None,
+        prompt: SoftPrompt | TaskPrompts | None,
         visual_embedding: VisualEmbedding | None,
         vl_t5_positions: bool = False,
     ) -> None:
@@ -42,13 +42,18 @@ class MultimodalEncoder(nn.Module):
         self.visual_embedding = visual_embedding
         self.vl_t5_positions = vl_t5_positions
 
+    def prompts(self) -> dict[str, SoftPrompt]:
+        """The prompts by the names that their tensors begin with in an adapter; none where there is no prompt."""
+        return {} if self.prompt is None else self.prompt.by_name()
+
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "B S H"], Bool[Tensor, "B S"]]:
         """The encoder's last states, and which positions are real."""
         text = self.t5_encoder.embed_tokens(batch.text_ids)
         parts, masks = [text], [batch.text_mask]
         if self.prompt is not None:
-            prompt = self.prompt.prompt.expand(len(text), -1, -1)
-            parts = [prompt, self.prompt.embed_text(text, batch.text_mask)]
+            chosen = self.prompt.for_task(batch.task)
+            prompt = chosen.prompt.expand(len(text), -1, -1)
+            parts = [prompt, chosen.embed_text(text, batch.text_mask)]
             masks = [masks[0].new_ones(prompt.shape[:2]), batch.text_mask]
         if self.visual_embedding is not None:
             parts.append(self.visual_embedding(batch.visual_tokens, batch.boxes))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,9 +19,33 @@ class SoftPrompt(nn.Module):
         super().__init__()
         self.prompt = nn.Parameter(prompt)
 
+    def for_task(self, task: str) -> SoftPrompt:
+        """Itself: all tasks share it."""
+        return self
+
+    def by_name(self) -> dict[str, SoftPrompt]:
+        """Itself, under the name that its tensors begin with in an adapter."""
+        return {"prompt": self}
+
     def embed_text(self, embedded: Float[Tensor, "B T H"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T H"]:
         """The frozen token embeddings, unchanged."""
         return embedded
+
+
+class TaskPrompts(nn.Module):
+    """A prompt for each task, on the same backbone."""
+
+    def __init__(self, prompts: Mapping[str, SoftPrompt]) -> None:
+        super().__init__()
+        self.prompts = nn.ModuleDict(prompts)
+
+    def for_task(self, task: str) -> SoftPrompt:
+        """The prompt of a task."""
+        return cast(SoftPrompt, self.prompts[task])
+
+    def by_name(self) -> dict[str, SoftPrompt]:
+        """Each prompt under the name that its tensors begin with in an adapter."""
+        return {f"prompt.{task}": self.for_task(task) for task in self.prompts}
 
 
 def from_vocabulary(

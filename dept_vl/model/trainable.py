@@ -14,7 +14,7 @@ from dept_vl.model.vl_t5 import VLT5
 class ParameterGroup(NamedTuple):
     """Parameters that share a learning rate and a weight decay; names are those in the adapter file."""
 
-    name: str  # prompt, low_rank, visual or backbone
+    name: str  # prompt, low_rank, visual, head or backbone
     parameters: dict[str, nn.Parameter]
     learning_rate: float
     weight_decay: float
@@ -26,13 +26,19 @@ class ParameterGroup(NamedTuple):
 
 
 def select_trainable(model: VLT5, *, train_backbone: bool, optimizer: OptimizerSettings) -> list[ParameterGroup]:
-    """Freeze the model but for its prompt, its visual embedding and, where asked, T5; return the groups that train."""
-    prompt, visual = model.encoder.prompt, model.encoder.visual_embedding
-    found: dict[str, dict[str, nn.Parameter]] = {"prompt": {}, "low_rank": {}, "visual": {}, "backbone": {}}
-    if prompt is not None:
-        found["prompt"]["prompt.prompt"] = prompt.prompt
-    if isinstance(prompt, DecomposedPrompt):
-        found["low_rank"] = {"prompt.a": prompt.a, "prompt.b": prompt.b}
+    """Freeze the model but for what was added to T5 and, where asked, T5 itself; return the groups that train."""
+    visual = model.encoder.visual_embedding
+    found: dict[str, dict[str, nn.Parameter]] = {
+        "prompt": {},
+        "low_rank": {},
+        "visual": {},
+        "head": {f"heads.{name}": value for name, value in model.heads.named_parameters()},
+        "backbone": {},
+    }
+    for name, prompt in model.encoder.prompts().items():
+        found["prompt"][f"{name}.prompt"] = prompt.prompt
+        if isinstance(prompt, DecomposedPrompt):
+            found["low_rank"] |= {f"{name}.a": prompt.a, f"{name}.b": prompt.b}
     if visual is not None:
         found["visual"] = {f"visual_embedding.{name}": value for name, value in visual.named_parameters()}
     if train_backbone:
@@ -51,30 +57,39 @@ def select_trainable(model: VLT5, *, train_backbone: bool, optimizer: OptimizerS
 
 
 class TrainableCount(NamedTuple):
-    """How many parameters train: the method's own, the visual part's, and all of the model."""
+    """How many parameters train: the method's own, the visual part's, the classification heads', and all there are."""
 
     own: int
     visual: int
+    heads: int
     total: int  # of the model, trained or not
 
     @property
     def percent(self) -> float:
         """Share of the model that trains, as VL-Adapter reports it: trained / (model with the added parts) * 100."""
-        return 100 * (self.own + self.visual) / self.total
+        return 100 * self.trained / self.total
+
+    @property
+    def trained(self) -> int:
+        """All that train."""
+        return self.own + self.visual + self.heads
 
     def describe(self, method: str) -> str:
         """One line with all of them."""
+        heads = f" + {self.heads:,} of classification heads" if self.heads else ""
         return (
-            f"trainable parameters: {self.own:,} of {method} itself + {self.visual:,} of the visual embedding "
-            f"= {self.own + self.visual:,} ({self.percent:.2f} % of {self.total:,})"
+            f"trainable parameters: {self.own:,} of {method} itself + {self.visual:,} of the visual embedding{heads} "
+            f"= {self.trained:,} ({self.percent:.2f} % of {self.total:,})"
         )
 
 
 def count_trainable(model: VLT5, groups: list[ParameterGroup]) -> TrainableCount:
     """Count the parameters of the groups."""
-    visual = sum(group.size for group in groups if group.name == "visual")
+    sizes = {group.name: group.size for group in groups}
+    visual, heads = sizes.get("visual", 0), sizes.get("head", 0)
     return TrainableCount(
-        own=sum(group.size for group in groups) - visual,
+        own=sum(sizes.values()) - visual - heads,
         visual=visual,
+        heads=heads,
         total=sum(parameter.numel() for parameter in model.parameters()),
     )

@@ -8,7 +8,7 @@ equal runs give equal bytes.
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,11 +31,11 @@ class Progress:
     """
 
     step: int = 0  # updates done
-    best_step: int | None = None
-    best_score: float | None = None
-    validations_without_gain: int = 0
-    window_loss: float = 0.0  # sum over the steps since the last line of the loss log
-    window_steps: int = 0
+    best_step: dict[str, int] = field(default_factory=dict)  # of each task that was validated
+    best_score: dict[str, float] = field(default_factory=dict)
+    validations_without_gain: int = 0  # of any task
+    window_loss: dict[str, float] = field(default_factory=dict)  # of each task, summed since the last line of the log
+    window_steps: dict[str, int] = field(default_factory=dict)
     finished: bool = False
 
 
@@ -44,7 +44,7 @@ class Checkpoint(NamedTuple):
 
     progress: Progress
     model: dict[str, Tensor]
-    best: dict[str, Tensor]
+    best: dict[int, dict[str, Tensor]]  # by step: those that are some task's best
     optimizer: dict[str, Tensor]
 
 
@@ -62,7 +62,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        tensors = (checkpoint.model, checkpoint.best, checkpoint.optimizer)
+        best = {f"{step}/{name}": value for step, named in checkpoint.best.items() for name, value in named.items()}
+        tensors = (checkpoint.model, best, checkpoint.optimizer)
         digests = {
             name: write_durably(partial / name, save(content))
             for name, content in zip(TENSOR_FILES, tensors, strict=True)
@@ -99,7 +100,11 @@ def load_newest_checkpoint(folder: Path) -> Checkpoint | None:
         if record is None:
             raise DamagedError("state.json does not fit its own digest")
         _verify(newest, record["sha256"])
-        model, best, optimizer = (load((newest / name).read_bytes()) for name in TENSOR_FILES)
+        model, flat, optimizer = (load((newest / name).read_bytes()) for name in TENSOR_FILES)
+        best: dict[int, dict[str, Tensor]] = {}
+        for key, value in flat.items():
+            step, name = key.split("/", 1)
+            best.setdefault(int(step), {})[name] = value
         return Checkpoint(Progress(**record["progress"]), model, best, optimizer)
     except (OSError, ValueError, KeyError, TypeError) as error:
         before = f"the one before ({folders[-2].name})" if len(folders) > 1 else "the start"

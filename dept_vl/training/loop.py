@@ -49,10 +49,10 @@ class Validation(NamedTuple):
 
 
 class TrainingResult(NamedTuple):
-    """Where a run ended, and its best trained tensors."""
+    """Where a run ended, and each task's best trained tensors."""
 
     progress: Progress
-    best: dict[str, Tensor]
+    best: dict[str, dict[str, Tensor]]
 
 
 class _Run(NamedTuple):
@@ -72,7 +72,7 @@ def train(
     model: VLT5,
     groups: Sequence[ParameterGroup],
     batches_from: Callable[[int], Iterator[Batch]],
-    validate: Callable[[VLT5], Validation],
+    validate: Callable[[VLT5], dict[str, Validation]],
     settings: Settings,
     total_steps: int,
     folder: Path,
@@ -83,7 +83,7 @@ def train(
 
     Args:
         batches_from: gives this process's batches, on any device, starting with that of the given step.
-        validate: scores the model on the validation split; called on every process.
+        validate: scores the model on each task's validation split; called on every process.
         total_steps: updates of the whole run.
         stop: true once the run should save and end.
 
@@ -95,11 +95,11 @@ def train(
     model.to(accelerator.device)  # before the optimizer, whose restored state goes to the parameters' device
     optimizer = make_optimizer(groups, settings.optimizer)
     checkpoint = load_newest_checkpoint(folder / "checkpoints")
-    progress, best = Progress(), trained_tensors(model, groups)
+    progress, best = Progress(), dict[int, dict[str, Tensor]]()
     if checkpoint is not None:
         progress, best = checkpoint.progress, checkpoint.best
         restore_tensors(model, groups, checkpoint.model, folder / "checkpoints")
-        restore_optimizer(optimizer, groups, checkpoint.optimizer)
+        restore_optimizer(optimizer, groups, checkpoint.optimizer, several_tasks=len(settings.tasks) > 1)
         if accelerator.is_main_process:
             say(f"Resuming at step {progress.step:,} of {total_steps:,}")
     log = None
@@ -132,7 +132,7 @@ def train(
         bar.close()
         if log is not None:
             log.close()
-    return TrainingResult(progress, best)
+    return TrainingResult(progress, {task: best[step] for task, step in progress.best_step.items()})
 
 
 def _update(
@@ -163,42 +163,76 @@ def _update(
     run.optimizer.step()
     run.optimizer.zero_grad()
     progress.step += 1
-    progress.window_loss += loss
-    progress.window_steps += 1
+    progress.window_loss[batch.task] = progress.window_loss.get(batch.task, 0.0) + loss
+    progress.window_steps[batch.task] = progress.window_steps.get(batch.task, 0) + 1
     update_norms = {group.name: _distance(group.parameters.values(), before[group.name]) for group in measured}
     if logs:
         _record(
             run,
             {
                 "step": progress.step,
-                "loss": progress.window_loss / progress.window_steps,
+                "loss": sum(progress.window_loss.values()) / sum(progress.window_steps.values()),
+                **_losses_by_task(progress),
                 "gradient_norm": norm,
                 "learning_rate": {group["name"]: group["lr"] for group in run.optimizer.param_groups},
                 "update_norm": update_norms,
                 "seconds": time.monotonic() - started,
             },
         )
-        progress.window_loss, progress.window_steps = 0.0, 0
+        progress.window_loss, progress.window_steps = {}, {}
     return update_norms
+
+
+def _losses_by_task(progress: Progress) -> dict[str, dict[str, float]]:
+    """Of several tasks, the mean loss of each: their sizes have nothing to do with each other."""
+    losses = {task: loss / progress.window_steps[task] for task, loss in progress.window_loss.items()}
+    return {"task_loss": losses} if len(losses) > 1 else {}
 
 
 def _validate(
     run: _Run,
-    validate: Callable[[VLT5], Validation],
+    validate: Callable[[VLT5], dict[str, Validation]],
     progress: Progress,
-    best: dict[str, Tensor],
+    best: dict[int, dict[str, Tensor]],
     update_norms: Mapping[str, float],
-) -> dict[str, Tensor]:
-    """Score the model, say whether it is learning, and return the best tensors so far."""
+) -> dict[int, dict[str, Tensor]]:
+    """Score the model, say whether it is learning, and return the best tensors so far, by their steps."""
     _share_trained_length(run)
     run.model.eval()
-    result = validate(run.model)
-    prompt = run.model.encoder.prompt
-    prompt_norm = None if prompt is None else float(prompt.prompt.detach().norm())
+    results = validate(run.model)
+    gained = [
+        task
+        for task, result in results.items()
+        if task not in progress.best_score or result.score > progress.best_score[task]
+    ]
+    for task, result in results.items():
+        _report_validation(run, progress.step, task, result, update_norms)
+        if task in gained:
+            progress.best_score[task], progress.best_step[task] = result.score, progress.step
+
+    if gained:
+        progress.validations_without_gain = 0
+        best = {**best, progress.step: trained_tensors(run.model, run.groups)}
+        return {step: tensors for step, tensors in best.items() if step in progress.best_step.values()}
+    progress.validations_without_gain += 1
+    patience = run.settings.training.patience
+    if patience is not None and progress.validations_without_gain >= patience:
+        progress.finished = True
+        if run.accelerator.is_main_process:
+            metrics = ", ".join(dict.fromkeys(task.selection_metric for task in run.settings.tasks.values()))
+            say(f"No better {metrics} in {patience} validations: stopped early at step {progress.step:,}")
+    return best
+
+
+def _report_validation(run: _Run, step: int, task: str, result: Validation, update_norms: Mapping[str, float]) -> None:
+    """Write one task's validation to the log and to the user."""
+    prompts = run.model.encoder.prompts().values()
+    prompt_norm = float(torch.stack([one.prompt.detach().norm() for one in prompts]).mean()) if prompts else None
     _record(
         run,
         {
-            "step": progress.step,
+            "step": step,
+            "task": task,
             "validation": result.metrics,
             "prompt_norm": prompt_norm,
             "update_norm": update_norms,
@@ -206,29 +240,19 @@ def _validate(
             "most_frequent_share": result.most_frequent_share,
         },
     )
-    name = run.settings.task.selection_metric
-    if run.accelerator.is_main_process:
-        line = f"step {progress.step:,}: validation {name} {result.score:.2f}"
-        line += "" if prompt_norm is None else f", prompt norm {prompt_norm:.1f}"
-        line += f", last update {', '.join(f'{group} {norm:.2g}' for group, norm in update_norms.items())}"
-        line += f", {result.most_frequent_share:.0%} of the answers are {result.most_frequent_answer!r}"
-        if result.most_frequent_share >= COLLAPSED_SHARE:
-            line += ". It is not learning yet: if this stays, change optimizer.prompt_lr or train for more steps"
-        tqdm.write(line, file=sys.stderr)
-
-    if progress.best_score is None or result.score > progress.best_score:
-        progress.best_score, progress.best_step, progress.validations_without_gain = result.score, progress.step, 0
-        return trained_tensors(run.model, run.groups)
-    progress.validations_without_gain += 1
-    patience = run.settings.training.patience
-    if patience is not None and progress.validations_without_gain >= patience:
-        progress.finished = True
-        if run.accelerator.is_main_process:
-            say(f"No better {name} in {patience} validations: stopped early at step {progress.step:,}")
-    return best
+    if not run.accelerator.is_main_process:
+        return
+    name = run.settings.tasks[task].selection_metric
+    line = f"step {step:,}: validation {f'{task} ' if len(run.settings.tasks) > 1 else ''}{name} {result.score:.2f}"
+    line += "" if prompt_norm is None else f", prompt norm {prompt_norm:.1f}"
+    line += f", last update {', '.join(f'{group} {norm:.2g}' for group, norm in update_norms.items())}"
+    line += f", {result.most_frequent_share:.0%} of the answers are {result.most_frequent_answer!r}"
+    if result.most_frequent_share >= COLLAPSED_SHARE:
+        line += ". It is not learning yet: if this stays, change optimizer.prompt_lr or train for more steps"
+    tqdm.write(line, file=sys.stderr)
 
 
-def _save(run: _Run, progress: Progress, best: dict[str, Tensor]) -> None:
+def _save(run: _Run, progress: Progress, best: dict[int, dict[str, Tensor]]) -> None:
     _share_trained_length(run)
     if run.accelerator.is_main_process:
         checkpoint = Checkpoint(
@@ -270,9 +294,9 @@ def _record(run: _Run, record: Mapping[str, Any]) -> None:
 
 def _share_trained_length(run: _Run) -> None:
     """DePT's count of trained rows is the largest of all processes, each of which saw other texts."""
-    prompt = run.model.encoder.prompt
-    if isinstance(prompt, DecomposedPrompt):
-        prompt.trained_length.copy_(run.accelerator.gather(prompt.trained_length.reshape(1)).max())
+    for prompt in run.model.encoder.prompts().values():
+        if isinstance(prompt, DecomposedPrompt):
+            prompt.trained_length.copy_(run.accelerator.gather(prompt.trained_length.reshape(1)).max())
 
 
 def _any_process(accelerator: Accelerator, flag: bool) -> bool:

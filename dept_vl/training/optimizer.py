@@ -61,16 +61,21 @@ def optimizer_tensors(optimizer: AdamW, groups: Sequence[ParameterGroup]) -> dic
     }
 
 
-def restore_optimizer(optimizer: AdamW, groups: Sequence[ParameterGroup], tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(
+    optimizer: AdamW, groups: Sequence[ParameterGroup], tensors: dict[str, Tensor], *, several_tasks: bool = False
+) -> None:
     """Put back what ``optimizer_tensors`` gave.
 
     Raises:
         DamagedError: the tensors are not those of the groups.
     """
+    # A parameter that only some tasks train has no state before their first turn.
+    present = {name.rsplit(".", 1)[0] for name in tensors}
     expected = {
         f"{name}.{moment}": torch.Size([]) if moment == "step" else parameter.shape
         for group in groups
         for name, parameter in group.parameters.items()
+        if not several_tasks or name in present
         for moment in MOMENTS
     }
     got = {name: tensor.shape for name, tensor in tensors.items()}
@@ -82,6 +87,8 @@ def restore_optimizer(optimizer: AdamW, groups: Sequence[ParameterGroup], tensor
         )
     for group in groups:
         for name, parameter in group.parameters.items():
+            if f"{name}.{MOMENTS[0]}" not in tensors:
+                continue
             state = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}
             optimizer.state[parameter] = {
                 moment: tensor.clone() if moment == "step" else tensor.to(parameter.device, copy=True)

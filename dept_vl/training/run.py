@@ -5,47 +5,75 @@ from __future__ import annotations
 import importlib.util
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from dept_vl.command_line import StopSignal, say
-from dept_vl.config import Settings
-from dept_vl.data.loader import training_batches
-from dept_vl.data.order import steps_per_epoch
+from dept_vl.config import Settings, TaskSettings
+from dept_vl.data.dataset import ExampleDataset
+from dept_vl.data.loader import TrainingBatch, training_batches
+from dept_vl.data.order import steps_per_epoch, task_turns
 from dept_vl.data.preflight import check_examples
 from dept_vl.data.tokens import cache_folder
 from dept_vl.inference import make_dataset, predict
-from dept_vl.model.adapter import Adapter, adapter_identity
-from dept_vl.model.backbone import load_backbone
+from dept_vl.model.adapter import Adapter
+from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import build_model
 from dept_vl.model.trainable import TrainableCount
 from dept_vl.model.vl_t5 import VLT5
-from dept_vl.run_folder import compute_dtype, open_run, publish_adapter, run_record
-from dept_vl.tasks.task import load_task
+from dept_vl.run_folder import compute_dtype, open_run, publish_adapters, run_identity, run_record
+from dept_vl.tasks.answers import task_answers
+from dept_vl.tasks.task import Task, load_task
 from dept_vl.training.loop import Validation, train
-from dept_vl.types import Batch, Example
+from dept_vl.types import Batch, Example, Prediction
 from feature_extraction import FeatureStore
-from feature_extraction.errors import DiskFullError, UsageError
+from feature_extraction.differences import refuse_differences
+from feature_extraction.errors import DiskFullError, InputDataError, UsageError
 
 VALIDATION_SEED = 0  # every run scores the same validation examples, whatever its own seed
+
+
+class _TaskData(NamedTuple):
+    """One task's data of a run."""
+
+    task: Task
+    settings: Settings  # as this task sees them
+    store: FeatureStore
+    training: Sequence[Example]
+    validation: Sequence[Example]
+    answers: list[str] | None
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in this task's steps, over all processes."""
+        return self.settings.task.batch_size or self.settings.data.batch_size
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps in which all training examples are seen once."""
+        return steps_per_epoch(len(self.training), self.batch_size)
 
 
 def train_run(
     *,
     settings: Settings,
-    data: Path,
-    features: Path,
+    data: Mapping[str, Path],
+    features: Mapping[str, Path],
     output: Path,
     command: str,
     dry_run: bool,
     stop: StopSignal,
 ) -> None:
-    """Check everything, train or go on training, and put the best adapter into ``output/adapter``.
+    """Check everything, train or go on training, and put each task's best adapter into ``output/adapter``.
+
+    ``data`` and ``features`` name the folder and the feature store of each task.
 
     Raises:
         UsageError, InputDataError, IncompatibleError, DamagedError, DiskFullError: a check failed; nothing was
@@ -55,40 +83,56 @@ def train_run(
     accelerator = _accelerator(settings, output)
     talks = accelerator.is_main_process
 
-    store = FeatureStore.open(features)
+    stores = {path: FeatureStore.open(path) for path in dict.fromkeys(features.values())}
+    store = next(iter(stores.values()))
+    for path, other in stores.items():
+        refuse_differences(
+            store.identity,
+            other.identity,
+            what=f"The features of {store.path} and {path} were not extracted in the same way",
+            advice="Tasks that train together share the visual embedding: extract all with one backbone and grid",
+        )
     settings = replace(settings, features=store.settings)
-    task = load_task(settings.task)
-    training_examples, all_validation_examples = task.read(data, "train"), task.read(data, "validation")
-    check_examples(training_examples, store, f"Split 'train' of {data}")
-    check_examples(all_validation_examples, store, f"Split 'validation' of {data}")
-    validation_examples = _choose(all_validation_examples, settings.training.validation_examples)
+    tasks = {name: _read_task(settings.of(name), data[name], stores[features[name]]) for name in settings.tasks}
     if talks:
-        store.verify()
+        for one in stores.values():
+            one.verify()
 
     backbone = load_backbone(settings.backbone, dtype=compute_dtype(settings))
+    answers = {name: task.answers for name, task in tasks.items() if task.answers is not None}
     built = build_model(
         settings,
         backbone,
         visual_tokens=store.visual_tokens,
         feature_width=store.feature_width,
         seed=settings.training.seed,
+        answers=answers,
     )
-    steps_in_epoch = steps_per_epoch(len(training_examples), settings.data.batch_size)
-    total_steps = settings.training.steps or math.ceil((settings.training.epochs or 0) * steps_in_epoch)
-    _check_disk(output, built.trainable)
+    epoch_steps = {name: task.epoch_steps for name, task in tasks.items()}
+    total_steps = settings.training.steps or math.ceil((settings.training.epochs or 0) * sum(epoch_steps.values()))
+    turns = task_turns(
+        epoch_steps,
+        total_steps=total_steps,
+        temperature=settings.training.mixing_temperature,
+        seed=settings.training.seed,
+    )
+    _check_disk(output, built.trainable, tasks=len(tasks))
     if talks:
         for note in built.notes:
             say(note)
-        say(
-            f"{len(training_examples):,} training and {len(validation_examples):,} validation examples, "
-            f"{total_steps:,} steps of {settings.data.batch_size} ({total_steps / steps_in_epoch:.1f} epochs)"
-        )
+        steps = Counter(turn.task for turn in turns)
+        for name, task in tasks.items():
+            say(
+                f"{f'{name}: ' if len(tasks) > 1 else ''}{len(task.training):,} training and "
+                f"{len(task.validation):,} validation examples, {steps[name]:,} steps of {task.batch_size} "
+                f"({steps[name] / task.epoch_steps:.1f} epochs)"
+            )
     if dry_run:
         if talks:
             say("Dry run: everything fits together; nothing was written")
         return
 
-    identity = adapter_identity(backbone, task=settings.task.name, method=settings.method.name, features=store.identity)
+    identity = run_identity(settings, backbone, store)
     if talks:
         record = run_record(command=command, settings=settings, data=data, features=features, identity=identity)
         open_run(output, settings, record)
@@ -100,43 +144,36 @@ def train_run(
     _start_tracker(accelerator, settings)
 
     with accelerator.main_process_first():  # the first process tokenises, the others read its cache
-        training_set = make_dataset(training_examples, store, backbone, settings, cache=cache_folder())
-        validation_set = make_dataset(validation_examples, store, backbone, settings, cache=cache_folder())
+        training_sets = {name: _dataset(task, task.training, backbone) for name, task in tasks.items()}
+        validation_sets = {name: _dataset(task, task.validation, backbone) for name, task in tasks.items()}
 
     def batches_from(step: int) -> Iterator[Batch]:
-        epoch, position = divmod(step, steps_in_epoch)
-        return (
-            placed.batch
-            for placed in training_batches(
-                training_set,
-                batch_size=settings.data.batch_size,
-                bucket_width=settings.data.bucket_width,
-                seed=settings.training.seed,
-                epoch=epoch,
-                position=position,
-                rank=accelerator.process_index,
-                world=accelerator.num_processes,
-                workers=settings.data.workers,
-            )
-        )
+        streams: dict[str, Iterator[TrainingBatch]] = {}
+        for turn in turns[step:]:
+            if turn.task not in streams:
+                task = tasks[turn.task]
+                epoch, position = divmod(turn.step, task.epoch_steps)
+                streams[turn.task] = training_batches(
+                    training_sets[turn.task],
+                    batch_size=task.batch_size,
+                    bucket_width=settings.data.bucket_width,
+                    seed=settings.training.seed,
+                    epoch=epoch,
+                    position=position,
+                    rank=accelerator.process_index,
+                    world=accelerator.num_processes,
+                    workers=settings.data.workers,
+                )
+            yield next(streams[turn.task]).batch
 
-    def validate(model: VLT5) -> Validation:
-        predictions = predict(
-            model,
-            validation_set,
-            task=task,
-            tokenizer=backbone.tokenizer,
-            settings=settings,
-            accelerator=accelerator,
-        )
-        metrics = task.score(predictions, validation_examples).metrics
-        answers, counts = np.unique([prediction.answer for prediction in predictions], return_counts=True)
-        return Validation(
-            metrics=metrics,
-            score=metrics[settings.task.selection_metric] or 0.0,
-            most_frequent_answer=str(answers[counts.argmax()]),
-            most_frequent_share=float(counts.max() / counts.sum()),
-        )
+    def validate(model: VLT5) -> dict[str, Validation]:
+        return {
+            name: _validate(
+                predict(model, validation_sets[name], task=task.task, settings=task.settings, accelerator=accelerator),
+                task,
+            )
+            for name, task in tasks.items()
+        }
 
     result = train(
         model=built.model,
@@ -150,10 +187,58 @@ def train_run(
         stop=stop,
     )
     if talks:
-        folder = publish_adapter(output, Adapter(identity, asdict(settings), result.best))
-        say(f"Best step {result.progress.best_step}: {settings.task.selection_metric} {result.progress.best_score:.2f}")
+        adapters = {name: Adapter(identity, asdict(settings), best, answers) for name, best in result.best.items()}
+        folder = publish_adapters(output, adapters, settings)
+        for name, step in result.progress.best_step.items():
+            say(
+                f"Best step{f' of {name}' if len(tasks) > 1 else ''} {step}: "
+                f"{settings.tasks[name].selection_metric} {result.progress.best_score[name]:.2f}"
+            )
         say(f"Adapter: {folder}")
     accelerator.end_training()
+
+
+def _read_task(settings: Settings, data: Path, store: FeatureStore) -> _TaskData:
+    """A task's examples, checked against each other and the store."""
+    task = load_task(settings.task)
+    training, validation = task.read(data, "train"), task.read(data, "validation")
+    check_examples(training, store, f"Split 'train' of {data}")
+    check_examples(validation, store, f"Split 'validation' of {data}")
+    _check_targets(training, settings.task, data)
+    answers = task_answers(task, settings.task, training, data)
+    return _TaskData(
+        task, settings, store, training, _choose(validation, settings.training.validation_examples), answers
+    )
+
+
+def _dataset(task: _TaskData, examples: Sequence[Example], backbone: Backbone) -> ExampleDataset:
+    answers = task.answers if task.settings.task.head == "classification" else None
+    return make_dataset(examples, task.store, backbone, task.settings, cache=cache_folder(), answers=answers or ())
+
+
+def _validate(predictions: Sequence[Prediction], task: _TaskData) -> Validation:
+    """The scores that choose the best step, and whether the model says anything but one thing.
+
+    Raises:
+        InputDataError: the validation examples do not allow the selection metric.
+    """
+    scores = (task.task.score_validation or task.task.score)(predictions, task.validation)
+    name = task.settings.task.selection_metric
+    score = scores.metrics.get(name)
+    if score is None:
+        reason = scores.reasons.get(name, "its examples have no reference answers, or the task has no such metric")
+        known = ", ".join(metric for metric, value in scores.metrics.items() if value is not None)
+        raise InputDataError(
+            f"task.selection_metric is {name!r}, which the validation split of {task.task.name} does not give "
+            f"({reason}). Give annotated validation data, or choose one of: {known}"
+        )
+    answers, counts = np.unique([prediction.answer for prediction in predictions], return_counts=True)
+    return Validation(
+        metrics=scores.metrics,
+        score=score,
+        most_frequent_answer=str(answers[counts.argmax()]),
+        most_frequent_share=float(counts.max() / counts.sum()),
+    )
 
 
 def _accelerator(settings: Settings, output: Path) -> Accelerator:
@@ -168,7 +253,10 @@ def _accelerator(settings: Settings, output: Path) -> Accelerator:
         log_with=None if tracker == "none" else tracker,
         project_dir=str(output),
         # DePT's count of trained rows is shared by the loop; a broadcast before each step would undo it.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        # Of several tasks, a step leaves the other tasks' heads and prompts out.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=len(settings.tasks) > 1)
+        ],
     )
 
 
@@ -178,13 +266,30 @@ def _start_tracker(accelerator: Accelerator, settings: Settings) -> None:
     flat = {
         f"{section}.{key}": value
         for section, values in asdict(settings).items()
-        for key, value in values.items()
+        for key, value in (values.items() if section != "tasks" else _task_settings(values))
         if isinstance(value, str | int | float)
     }
     try:
         accelerator.init_trackers("dept_vl", config=flat)
     except Exception as error:  # an outage never stops training
         say(f"Tracker {settings.training.tracker} did not start ({error}); log.jsonl is written all the same")
+
+
+def _task_settings(tasks: Mapping[str, Mapping[str, object]]) -> Iterator[tuple[str, object]]:
+    return ((f"{task}.{key}", value) for task, values in tasks.items() for key, value in values.items())
+
+
+def _check_targets(examples: Sequence[Example], settings: TaskSettings, data: Path) -> None:
+    """Refuse a training split without anything to train on.
+
+    Raises:
+        InputDataError: no example has an answer.
+    """
+    if not any(example.targets for example in examples):
+        raise InputDataError(
+            f"None of the {len(examples):,} examples of split 'train' ({settings.splits.get('train')}) of {data} has "
+            "an answer to train on. Give the annotations too, or set task.splits.train to a split that has them"
+        )
 
 
 def _choose(examples: Sequence[Example], wanted: int | None) -> Sequence[Example]:
@@ -194,9 +299,9 @@ def _choose(examples: Sequence[Example], wanted: int | None) -> Sequence[Example
     return [examples[index] for index in sorted(chosen)]
 
 
-def _check_disk(output: Path, trainable: TrainableCount) -> None:
-    """Three checkpoints at a time (two kept, one being written), each of model, best model and two moments in fp32."""
-    needed = 3 * 4 * 4 * (trainable.own + trainable.visual)
+def _check_disk(output: Path, trainable: TrainableCount, *, tasks: int) -> None:
+    """Three checkpoints at a time (two kept, one being written), each of model, best models and two moments in fp32."""
+    needed = 3 * 4 * (3 + tasks) * trainable.trained
     existing = next(parent for parent in [output.resolve(), *output.resolve().parents] if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < 1.1 * needed:

@@ -1,0 +1,189 @@
+"""What turns encoder states into a loss and into answers; every head is called in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from dept_vl.model.answer_trie import AnswerTrie
+from dept_vl.types import Batch
+from feature_extraction.errors import UsageError
+
+
+class StepOutput(NamedTuple):
+    """What one training step needs to know."""
+
+    loss: Float[Tensor, ""]
+    target_tokens: Int64[Tensor, ""]  # not padding
+
+
+class GenerationHead(nn.Module):
+    """Answers as text: cross-entropy of the target's tokens, and greedy or beam search.
+
+    Args:
+        max_length: most tokens of an answer, end token included.
+        token_mean: the loss is the mean over all target tokens of a batch (VL-T5's captions, where long targets weigh
+            more). Otherwise it is the mean over an example's tokens times its weight, and the mean of that over the
+            batch (VL-T5's VQA).
+        answers: the only answers there are; None for any text.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        num_beams: int = 1,
+        token_mean: bool = False,
+        answers: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.num_beams = num_beams
+        self.token_mean = token_mean
+        self.trie = None if answers is None else AnswerTrie.from_texts(answers, tokenizer)
+        # An answer of the vocabulary is never cut: half of it would be none.
+        self.max_length = max_length if self.trie is None else max(max_length, self.trie.longest)
+
+    def loss(
+        self,
+        t5: T5ForConditionalGeneration,
+        states: Float[Tensor, "B S H"],
+        mask: Bool[Tensor, "B S"],
+        batch: Batch,
+    ) -> StepOutput:
+        """The loss of a batch."""
+        start = batch.target_ids.new_full((len(batch.target_ids), 1), _start_id(t5))
+        logits = t5(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=mask,
+            decoder_input_ids=torch.cat([start, batch.target_ids[:, :-1]], dim=1),
+            use_cache=False,
+        ).logits
+        by_token = functional.cross_entropy(logits.float().transpose(1, 2), batch.target_ids, reduction="none")
+        tokens = batch.target_mask.sum(dim=1)
+        by_example = (by_token * batch.target_mask).sum(dim=1)
+        if self.token_mean:
+            loss = (by_example * batch.target_weights).sum() / (tokens * batch.target_weights).sum().clamp(min=1)
+        else:
+            loss = (by_example / tokens.clamp(min=1) * batch.target_weights).mean()
+        return StepOutput(loss=loss, target_tokens=tokens.sum())
+
+    def answers(
+        self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
+    ) -> list[str]:
+        """The most likely answer to each example."""
+        texts: list[str] = self.tokenizer.batch_decode(self.generate(t5, states, mask), skip_special_tokens=True)
+        return texts
+
+    def generate(
+        self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
+    ) -> Int64[Tensor, "B L"]:
+        """The token ids of the most likely answers, end token included."""
+        ids: Tensor = cast(Any, t5).generate(
+            # A new object for each call: the library expands it in place for beams.
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=mask,
+            max_new_tokens=self.max_length,
+            num_beams=self.num_beams,
+            do_sample=False,
+            prefix_allowed_tokens_fn=None if self.trie is None else self.trie.allowed,
+        )
+        return ids[:, 1:]  # without the start token
+
+
+class FirstStepHead(GenerationHead):
+    """Trained like generation; the answer is the label whose first token is the likeliest (VL-T5's NLVR2)."""
+
+    def __init__(self, *, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Sequence[str]) -> None:
+        """Take the labels.
+
+        Raises:
+            UsageError: there are no two labels, or two begin with the same token.
+        """
+        super().__init__(tokenizer=tokenizer, max_length=max_length)
+        first = [tokenizer(label, add_special_tokens=False)["input_ids"][0] for label in labels]
+        if len(labels) < 2 or len(set(first)) < len(labels):
+            raise UsageError(
+                f"task.head=first_step tells labels apart by their first token; the task's labels {list(labels)} begin "
+                f"with the tokens {first}. Set task.head=generation, and task.constrained=true for labels only"
+            )
+        self.labels = list(labels)
+        self.register_buffer("first_tokens", torch.tensor(first), persistent=False)
+
+    first_tokens: Int64[Tensor, " labels"]
+
+    def answers(
+        self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
+    ) -> list[str]:
+        """The likeliest label of each example."""
+        logits = _first_step(t5, states, mask).logits[:, 0, self.first_tokens]
+        return [self.labels[index] for index in logits.argmax(dim=1).tolist()]
+
+
+class ClassificationHead(nn.Module):
+    """One of A answers, from the decoder's state at its start token (VL-T5's and LXMERT's answer head).
+
+    ``Linear → GELU → LayerNorm → Linear``, trained by binary cross-entropy with soft targets, summed over the answers.
+    """
+
+    def __init__(self, *, answers: Sequence[str], hidden_size: int) -> None:
+        super().__init__()
+        self.vocabulary = list(answers)
+        self.layers = nn.Sequential(
+            nn.Linear(hidden_size, 2 * hidden_size),
+            nn.GELU(),
+            nn.LayerNorm(2 * hidden_size),
+            nn.Linear(2 * hidden_size, len(answers)),
+        )
+
+    def loss(
+        self,
+        t5: T5ForConditionalGeneration,
+        states: Float[Tensor, "B S H"],
+        mask: Bool[Tensor, "B S"],
+        batch: Batch,
+    ) -> StepOutput:
+        """The loss of a batch, whose answers outside the vocabulary count as none."""
+        logits = self._logits(t5, states, mask)
+        entropy = functional.binary_cross_entropy_with_logits(logits, batch.answer_scores, reduction="none")
+        return StepOutput(loss=entropy.sum(dim=1).mean(), target_tokens=batch.target_mask.sum())
+
+    def answers(
+        self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
+    ) -> list[str]:
+        """The likeliest answer to each example."""
+        return [self.vocabulary[index] for index in self._logits(t5, states, mask).argmax(dim=1).tolist()]
+
+    def _logits(
+        self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, "B A"]:
+        hidden = _first_step(t5, states, mask, output_hidden_states=True).decoder_hidden_states[-1][:, 0]
+        # Under bf16 autocast the linear layers choose bf16 themselves.
+        logits: Tensor = self.layers(hidden.float())
+        return logits.float()
+
+
+Head = GenerationHead | ClassificationHead
+
+
+def _first_step(t5: T5ForConditionalGeneration, states: Tensor, mask: Tensor, **options: bool) -> Any:  # noqa: ANN401
+    """The library's output at the decoder's start token."""
+    return t5(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        attention_mask=mask,
+        decoder_input_ids=torch.full((len(states), 1), _start_id(t5), device=states.device),
+        use_cache=False,
+        **options,
+    )
+
+
+def _start_id(t5: T5ForConditionalGeneration) -> int:
+    return cast(int, t5.config.decoder_start_token_id)
