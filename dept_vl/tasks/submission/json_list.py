@@ -133,11 +133,16 @@ def _no_json(text: str, error: json.JSONDecodeError) -> str:
 def _ids(found: Sequence[Any], rows: JsonList, faults: Faults) -> Iterator[str]:
     """The ids of all rows that have any, so that one of a wrong type is not said to be missing as well."""
     id_key, id_type, answer_key = rows.id_key, rows.id_type, rows.answer_key
+    blank = []
     for index, row in enumerate(found):
         if check_types(row, rows.types, f"row {index}", faults):
             _check_answer(row[answer_key], row[id_key], rows, faults)
+            if not row[answer_key].strip():
+                blank.append(row[id_key])
         if isinstance(row, dict) and type(row.get(id_key)) in (id_type, int, str):
             yield str(row[id_key])
+    if len(blank) == len(found):
+        faults["all answers are blank"] = blank
 
 
 def _check_answer(answer: str, example_id: object, rows: JsonList, faults: Faults) -> None:
