@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -75,10 +75,10 @@ def _targets(label: Any, faults: Faults, place: object) -> tuple[Target, ...]:  
         if label in (0, 1):
             return (Target(TRUTHS[label], 1.0),)
         faults['"label" is neither 0 nor 1'].append(place)
-    elif all(type(score) in (int, float) and 0 < score <= 1 for score in label.values()):
-        return tuple(Target(intern(answer), float(score)) for answer, score in label.items())
+    elif all(type(score) in (int, float) and 0 <= score <= 1 for score in label.values()):
+        return tuple(Target(intern(answer), float(score)) for answer, score in label.items() if score)
     else:
-        faults['"label" has a score that is no number over 0, up to 1'].append(place)
+        faults['"label" has a score that is no number from 0 to 1'].append(place)
     return ()
 
 
@@ -92,6 +92,6 @@ def _answers(row: Mapping[str, Any], faults: Faults, place: object) -> tuple[str
     return texts
 
 
-@lru_cache  # one record for each pair of types, not for each question
+@cache  # one record for each pair of types, not for each question
 def _slices(*values: object) -> Mapping[str, str]:
     return {key: value for key, value in zip(SLICE_KEYS, values, strict=True) if isinstance(value, str)}

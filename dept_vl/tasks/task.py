@@ -14,7 +14,17 @@ from dept_vl.config import TaskSettings, nearest
 from dept_vl.types import Example, Prediction, Scores
 from feature_extraction.errors import UsageError
 
-NO_TASKS = ("task", "files", "karpathy", "lxmert", "submission")  # the modules beside the tasks
+NO_TASKS = (  # the modules beside the tasks
+    "task",
+    "answers",
+    "files",
+    "karpathy",
+    "lxmert",
+    "submission",
+    "visual_genome",
+    "vqa_files",
+    "vqa_sources",
+)
 
 
 class OfficialFiles(NamedTuple):
