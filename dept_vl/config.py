@@ -75,6 +75,7 @@ class TaskSettings:
     constrained: bool = False  # generation gives only answers of the vocabulary
     answer_count: int | None = None  # A: so many of the most frequent training answers; null: all
     answer_file: str | None = None  # in the data folder, a JSON list of answers instead (LXMERT's label2ans)
+    passes_per_epoch: int = 1  # over the examples; each pass draws one target of each
     loss: str = "example"  # example (mean over an example's tokens, then over examples) or token (over all tokens)
     num_beams: int = 1  # 1: greedy
     batch_size: int | None = None  # of this task's steps; null: data.batch_size
@@ -173,7 +174,8 @@ CHOICES = {
 }
 
 AT_LEAST = {
-    **dict.fromkeys(("method.budget_length", "task.max_text_length", "task.num_beams", "task.batch_size"), 1),
+    **dict.fromkeys(("method.budget_length", "task.max_text_length", "task.num_beams"), 1),
+    **dict.fromkeys(("task.batch_size", "task.passes_per_epoch"), 1),
     **dict.fromkeys(("method.prompt_length", "method.rank", "task.images_per_example"), 0),
     "task.answer_count": 2,
     "task.max_target_length": 2,  # a token and </s>
@@ -212,8 +214,8 @@ def load_settings(
     """Merge all layers and check the result.
 
     Args:
-        choices: for each of GROUPS the chosen name; of tasks several, as in "vqa,caption". A backbone or features name
-            without a YAML file is taken as the name of a model.
+        choices: for each of GROUPS the chosen name, or several in their order, as in "vqa,caption". A backbone or
+            features name without a YAML file is taken as the name of a model.
         overrides: ``section.key=value``, or ``group=name``, which chooses like ``choices``.
         data: for each task its data folder, whose task.yaml is a layer.
 
@@ -227,11 +229,11 @@ def load_settings(
             choices[key] = value
         else:
             assignments.append((key, value))
-    tasks = [name.strip() for name in (choices["task"] or "").split(",")] if choices.get("task") else []
+    tasks = _names(choices.get("task"))
     twice = [name for name, count in Counter(tasks).items() if count > 1]
     if twice:
         raise UsageError(f"--task names {twice[0]!r} twice. Name each task once, as in --task vqa,caption")
-    return _merged([*_layers(choices, tasks, data or {}), _command_line(assignments)], tasks or ["vqa"])
+    return _merged([*_layers(choices, data or {}), _command_line(assignments)], tasks or ["vqa"])
 
 
 def settings_to_yaml(settings: Settings) -> str:
@@ -286,13 +288,16 @@ def _parsed(value: str) -> Any:  # noqa: ANN401 - whatever YAML says
     return value
 
 
-def _layers(choices: dict[str, str | None], tasks: Sequence[str], data: Mapping[str, Path]) -> Iterator[_Layer]:
+def _names(choice: str | None) -> list[str]:
+    """What a choice names: nothing, one layer, or several joined by commas."""
+    return [name.strip() for name in choice.split(",")] if choice else []
+
+
+def _layers(choices: dict[str, str | None], data: Mapping[str, Path]) -> Iterator[_Layer]:
     folder = configs_folder()
     yield _Layer("configs/base.yaml", _read(folder / "base.yaml"))
     for group in GROUPS:
-        for name in tasks if group == "task" else [choices.get(group)]:
-            if name is None:
-                continue
+        for name in _names(choices.get(group)):
             path = folder / group / f"{name}.yaml"
             if path.is_file():
                 own = name if group == "task" else None

@@ -56,9 +56,14 @@ class _TaskData(NamedTuple):
         return self.settings.task.batch_size or self.settings.data.batch_size
 
     @property
-    def epoch_steps(self) -> int:
+    def pass_steps(self) -> int:
         """Steps in which all training examples are seen once."""
         return steps_per_epoch(len(self.training), self.batch_size)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return self.pass_steps * self.settings.task.passes_per_epoch
 
 
 def train_run(
@@ -152,7 +157,7 @@ def train_run(
         for turn in turns[step:]:
             if turn.task not in streams:
                 task = tasks[turn.task]
-                epoch, position = divmod(turn.step, task.epoch_steps)
+                epoch, position = divmod(turn.step, task.pass_steps)
                 streams[turn.task] = training_batches(
                     training_sets[turn.task],
                     batch_size=task.batch_size,
