@@ -27,10 +27,19 @@ FLOORS = (
         "dept_vl.inference",
         "dept_vl.leaderboard",
         "dept_vl.run_folder",
+        "dept_vl.own_data",
         "dept_vl.predict",
         "dept_vl.report_picture",
     },
-    {"dept_vl.extract", "dept_vl.train", "dept_vl.evaluate", "dept_vl.validate", "dept_vl.easy_vqa", "dept_vl.report"},
+    {
+        "dept_vl.extract",
+        "dept_vl.train",
+        "dept_vl.evaluate",
+        "dept_vl.validate",
+        "dept_vl.easy_vqa",
+        "dept_vl.init_dataset",
+        "dept_vl.report",
+    },
     {"dept_vl", "dept_vl.bench"},  # the front door, which imports a name when it is asked for, and the benchmarks
 )
 HALL = 4  # the floor whose rooms may use each other, as long as there is no circle
