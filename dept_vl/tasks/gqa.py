@@ -240,7 +240,7 @@ def _answered_example(question_id: str, row: Row, choices: Mapping[str, Choices]
             words=len(text.split()),
             steps=reasoning_steps(row["semantic"]),
             structural=types["structural"],
-            semantic=types["semantic"],
+            semantic=types["semantic"] or None,  # own data has none
             detailed=types["detailed"],
             group=row["groups"]["global"],
             entailed=tuple(row["entailed"]),
@@ -276,7 +276,7 @@ def _unbalanced(answer: str) -> Annotation:
 
 @cache
 def _slices(structural: str, semantic: str) -> Mapping[str, str]:
-    return {"structural": structural, "semantic": semantic}
+    return {"structural": structural, "semantic": semantic} if semantic else {"structural": structural}
 
 
 def _is_lxmert(path: Path) -> bool:
