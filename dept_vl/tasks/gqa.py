@@ -74,7 +74,7 @@ def read(folder: Path, split: str, *, splits: Mapping[str, str]) -> list[Example
     for tier in dict.fromkeys(map(_tier, sources)):
         for path in _parts(folder, f"{tier}_choices"):
             with _noted(faults):
-                choices.setdefault(tier, {}).update(_choices(path))
+                choices[tier] = choices.get(tier, {}) | _choices(path)
     examples: list[Example] = []
     for name, paths in sources.items():
         for path in paths:
@@ -127,6 +127,7 @@ def submit(predictions: Sequence[Prediction], path: Path) -> None:
     write_durably(path, ("[" + ",\n ".join(rows) + "]\n").encode())
 
 
+@collector_paused()
 def read_submission(path: Path) -> list[Prediction]:
     """The answers of a results file, in its order.
 
