@@ -31,12 +31,15 @@ class AnswerLog:
 
         All others call ``read`` after that, and ``append`` after everybody has read.
         """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        paths = sorted(self._folder.glob("*.jsonl"))
         answers = {}
-        for path in sorted(self._folder.glob("*.jsonl")):
+        for path in paths:
             answers.update(self._read(path))
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
-        write_durably(self._folder / COLLECTED, self._lines(answers, head=True))
+        collected = self._folder / COLLECTED
+        write_durably(collected, self._lines(answers, head=True))
+        for path in set(paths) - {collected}:  # only now: what is removed has its answers elsewhere
+            path.unlink()
 
     def read(self) -> dict[str, str]:
         """The answers that were collected."""

@@ -239,7 +239,10 @@ def backbone_folder(tiny_t5: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., Batch]:
-    """Batches of given text lengths with random contents; ``pad`` more columns of padding, on either side."""
+    """Batches of given text lengths with random contents; ``pad`` more columns of padding, on either side.
+
+    ``answers`` is the size of the task's vocabulary, whose scores are random too.
+    """
 
     def make(
         lengths: tuple[int, ...] = (5, 3),
@@ -250,6 +253,8 @@ def make_batch() -> Callable[..., Batch]:
         pad: int = 0,
         pad_left: bool = False,
         seed: int = 0,
+        task: str = "vqa",
+        answers: int = 0,
     ) -> Batch:
         generator = torch.Generator().manual_seed(seed)
         size, longest = len(lengths), max(lengths)
@@ -261,7 +266,9 @@ def make_batch() -> Callable[..., Batch]:
             ids[row, start : start + length] = text
             mask[row, start : start + length] = True
         corners = torch.rand(size, images, tokens, 4, generator=generator)
+        scores = torch.rand(size, answers, generator=torch.Generator().manual_seed(seed))
         return Batch(
+            task=task,
             example_ids=tuple(f"example-{row}" for row in range(size)),
             text_ids=ids,
             text_mask=mask,
@@ -271,6 +278,7 @@ def make_batch() -> Callable[..., Batch]:
             target_ids=torch.randint(3, len(WORDS) + 3, (size, 3), generator=generator),
             target_mask=torch.ones(size, 3, dtype=torch.bool),
             target_weights=torch.ones(size),
+            answer_scores=scores,
         )
 
     return make

@@ -11,6 +11,7 @@ import pytest
 
 from dept_vl.command_line import run
 from dept_vl.evaluate import main
+from dept_vl.types import Scores
 from feature_extraction.errors import UsageError
 
 TOY_DATA = Path(__file__).parent / "toy_data" / "vqa"
@@ -31,9 +32,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """The calls that reach the model's side of an evaluation."""
     received: list[tuple[Any, ...]] = []
 
-    def evaluate_run(*arguments: Any, data: Path | None, features: Path | None) -> dict[str, float | None]:
-        received.append((*arguments, data, features))
-        return {"accuracy": 75.9, "n": 6, "number": None}
+    def evaluate_run(*arguments: Any, **options: Any) -> list[tuple[str, str, Scores]]:
+        received.append((*arguments, options))
+        scores = Scores({"accuracy": 75.9, "n": 6, "number": None}, {}, {"number": "there are no numbers"})
+        return [(task, arguments[1], scores) for task in ("vqa", "gqa")[: len(str(arguments[0]))]]
 
     inference = ModuleType("dept_vl.inference")
     inference.evaluate_run = evaluate_run  # type: ignore[attr-defined]
@@ -117,19 +119,31 @@ def test_a_missing_file_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_run_is_evaluated_with_its_split_folder_and_settings(
     calls: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["--run", "runs/a", "task.num_beams=5", "--split", "test", "--output", "out", "data.workers=2"])
-    assert calls == [(Path("runs/a"), "test", Path("out"), ["task.num_beams=5", "data.workers=2"], None, None)]
-    assert capsys.readouterr().out == "accuracy       75.9\nn                 6\nnumber         null\n"
+    main(["--run", "a", "task.num_beams=5", "--split", "test", "--output", "out", "data.workers=2"])
+    options = {"task": None, "features": None, "data": None, "single": False}
+    assert calls == [(Path("a"), "test", Path("out"), ["task.num_beams=5", "data.workers=2"], options)]
+    captured = capsys.readouterr()
+    assert captured.out == "accuracy       75.9\nn                 6\nnumber         null\n"
+    assert captured.err == "number is null: there are no numbers\n"
 
 
 def test_a_run_finds_data_and_features_that_have_moved(calls: list[tuple[Any, ...]]) -> None:
-    main(["--run", "runs/a", "--split", "test", "--data", "d", "--features", "f"])
-    assert calls == [(Path("runs/a"), "test", None, [], Path("d"), Path("f"))]
+    main(["--run", "a", "--split", "test", "--data", "d", "--features", "f", "--task", "vqa", "--single"])
+    options = {"task": "vqa", "features": Path("f"), "data": Path("d"), "single": True}
+    assert calls == [(Path("a"), "test", None, [], options)]
+
+
+def test_several_evaluations_are_told_apart_by_a_heading(
+    calls: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--run", "ab", "--split", "test"])
+    table = "accuracy       75.9\nn                 6\nnumber         null\n"
+    assert capsys.readouterr().out == f"vqa test\n{table}gqa test\n{table}"
 
 
 def test_a_further_process_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     inference = ModuleType("dept_vl.inference")
-    inference.evaluate_run = lambda *arguments, **folders: {}  # type: ignore[attr-defined]
+    inference.evaluate_run = lambda *arguments, **options: []  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "dept_vl.inference", inference)
     main(["--run", "runs/a", "--split", "test"])
     assert capsys.readouterr().out == ""
@@ -139,11 +153,17 @@ def test_a_further_process_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsy
     ("arguments", "message"),
     [
         ([], "Give either --run RUN --split SPLIT, .* or --task TASK --predictions FILE --annotations FILE"),
-        (["--run", "a", "--task", "vqa"], "Give either --run RUN"),
+        (["--run", "a", "--task", "vqa"], "--run needs --split. See: python -m dept_vl.evaluate --help"),
         (["--run", "a"], "--run needs --split. See: python -m dept_vl.evaluate --help"),
         (["--task", "vqa"], "--task needs --predictions and --annotations. See"),
         (["--run", "a", "--split", "test", "--questions", "q"], "--run does not go with --questions. See"),
         (["--run", "a", "--split", "test", "--per-example", "s"], "--run does not go with --per-example"),
+        (["--run", "a", "--split", "test", "--choices", "c"], "--run does not go with --choices"),
+        (["--task", "vqa", "--predictions", "p", "--annotations", "a", "--single"], "--task does not go with --single"),
+        (
+            ["--task", "vqa", "--predictions", "p", "--annotations", "a", "--choices", "c"],
+            "^--choices is of no use for task vqa. Leave it out$",
+        ),
         (
             ["--task", "vqa", "--predictions", "p", "--annotations", "a", "--split", "test", "data.workers=2"],
             "--task does not go with --split or key=value. See",

@@ -69,9 +69,10 @@ def test_files_are_the_same_for_any_batch_size(finished_run: Path, tmp_path: Pat
 
 def test_by_default_the_files_lie_in_the_run(finished_run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
-    metrics = evaluate_run(folder, "validation")
-    assert metrics == json.loads((folder / "evaluation" / "validation" / "metrics.json").read_text())
-    assert metrics["n"] == 6
+    ((task, split, scores),) = evaluate_run(folder, "validation")
+    assert (task, split) == ("vqa", "validation")
+    assert scores.metrics == json.loads((folder / "evaluation" / "validation" / "metrics.json").read_text())
+    assert scores.metrics["n"] == 6
 
 
 def test_a_run_of_moved_data_and_features(finished_run: Path, toy_vqa: Path, toy_store: Path, tmp_path: Path) -> None:
@@ -87,7 +88,8 @@ def test_test_splits_without_answers_get_a_leaderboard_file_and_no_scores(
 ) -> None:
     data = Path(shutil.copytree(toy_vqa, tmp_path / "data"))
     (data / "v2_toy_test_annotations.json").unlink()
-    metrics = evaluate_run(finished_run, "test", tmp_path / "out", data=data)
+    ((_, _, scores),) = evaluate_run(finished_run, "test", tmp_path / "out", data=data)
+    metrics = scores.metrics
     assert (metrics["accuracy"], metrics["n"]) == (None, 7)
     assert len(json.loads((tmp_path / "out" / SUBMISSION).read_text())) == 7
 

@@ -33,7 +33,7 @@ QUESTIONS = (
 def make_settings(*, batch_size: int = 256, num_beams: int = 1, precision: str = "fp32") -> Settings:
     return Settings(
         method=MethodSettings(budget_length=10, prompt_length=4),
-        task=TaskSettings(max_text_length=8, max_target_length=6, num_beams=num_beams),
+        tasks={"vqa": TaskSettings(max_text_length=8, max_target_length=6, num_beams=num_beams)},
         data=DataSettings(evaluation_batch_size=batch_size),
         training=TrainingSettings(steps=1, precision=precision),
     )
@@ -44,9 +44,8 @@ def store(toy_store: Path) -> FeatureStore:
     return FeatureStore.open(toy_store)
 
 
-@pytest.fixture
-def model(backbone: Backbone) -> VLT5:
-    return build_model(make_settings(), backbone, visual_tokens=4, feature_width=6, seed=0).model
+def make_model(backbone: Backbone, settings: Settings) -> VLT5:
+    return build_model(settings, backbone, visual_tokens=4, feature_width=6, seed=0).model
 
 
 @pytest.fixture
@@ -61,16 +60,17 @@ Answer = Callable[..., list[Prediction]]
 
 
 @pytest.fixture
-def answer(model: VLT5, backbone: Backbone, store: FeatureStore, examples: list[Example]) -> Answer:
+def answer(backbone: Backbone, store: FeatureStore, examples: list[Example]) -> Answer:
     """Predictions for the examples with settings of ``make_settings``."""
 
-    def make(*, task: Task | None = None, some: slice = slice(None), **changes: object) -> list[Prediction]:
+    def make(
+        *, task: Task | None = None, model: VLT5 | None = None, some: slice = slice(None), **changes: object
+    ) -> list[Prediction]:
         settings = make_settings(**changes)  # type: ignore[arg-type]
         return predict(
-            model,
+            model or make_model(backbone, settings),
             make_dataset(examples[some], store, backbone, settings, cache=None),
             task=task or load_task(settings.task),
-            tokenizer=backbone.tokenizer,
             settings=settings,
             accelerator=Accelerator(cpu=True),
         )
@@ -108,22 +108,23 @@ def test_answers_are_parsed_by_the_task(answer: Answer) -> None:
     assert [prediction.answer for prediction in answer(task=task)] == [f"<{one.answer}>" for one in raw]
 
 
-def test_predicting_turns_dropout_off(answer: Answer, model: VLT5) -> None:
-    model.train()
-    assert answer() == answer()
+def test_predicting_turns_dropout_off(answer: Answer, backbone: Backbone) -> None:
+    model = make_model(backbone, make_settings()).train()
+    assert answer(model=model) == answer(model=model)
     assert not model.training
 
 
 def test_a_batch_is_answered_in_the_precision_of_the_settings(
-    model: VLT5, backbone: Backbone, make_batch: Callable[..., Batch]
+    backbone: Backbone, make_batch: Callable[..., Batch]
 ) -> None:
     seen: list[torch.dtype] = []
+    model = make_model(backbone, make_settings())
     model.encoder.visual_embedding.feature_projection.register_forward_hook(  # type: ignore[union-attr]
         lambda module, inputs, output: seen.append(output.dtype)
     )
     for precision in ("fp32", "bf16"):
         settings = make_settings(precision=precision)
-        answers = answer_batch(model.eval(), make_batch((5, 3)), load_task(settings.task), backbone.tokenizer, settings)
+        answers = answer_batch(model.eval(), make_batch((5, 3)), load_task(settings.task), settings)
         assert len(answers) == 2
     assert seen == [torch.float32, torch.bfloat16]
 
@@ -131,7 +132,7 @@ def test_a_batch_is_answered_in_the_precision_of_the_settings(
 def test_a_data_set_has_the_token_ids_of_the_settings(
     backbone: Backbone, store: FeatureStore, examples: list[Example], tmp_path: Path
 ) -> None:
-    settings = replace(make_settings(), task=TaskSettings(max_text_length=6, prefix="vqa : "))
+    settings = replace(make_settings(), tasks={"vqa": TaskSettings(max_text_length=6, prefix="vqa : ")})
     dataset = make_dataset(examples, store, backbone, settings, cache=tmp_path)
     ids = dataset.item(0).text_ids.tolist()
     assert backbone.tokenizer.convert_ids_to_tokens(ids) == ["vqa", ":", "what", "is", "the", "</s>"]

@@ -8,7 +8,7 @@ import pytest
 
 from dept_vl.config import TaskSettings
 from dept_vl.leaderboard import check_complete, score_files, write_evaluation, write_numbers
-from dept_vl.tasks.task import Task, load_task
+from dept_vl.tasks.task import OfficialFiles, Task, load_task
 from dept_vl.types import Example, Prediction
 from feature_extraction.errors import InputDataError
 
@@ -57,7 +57,7 @@ def test_a_written_submission_scores_as_it_did_in_memory(
 ) -> None:
     scores = write_evaluation(tmp_path, task, "validation", predictions, examples)
     annotations = TOY_DATA / "v2_mscoco_val2014_annotations.json"
-    assert score_files(task, predictions=tmp_path / SUBMISSION, annotations=annotations) == scores
+    assert score_files(task, tmp_path / SUBMISSION, OfficialFiles(annotations)) == scores
 
 
 def test_withheld_answers_still_give_a_complete_submission(task: Task, tmp_path: Path) -> None:

@@ -130,4 +130,5 @@ def test_a_bf16_run_answers(
     main(train_arguments(tmp_path / "run", *settings, store=trained_run.parent / "store"))
     answer = Predictor.from_run(tmp_path / "run").answer(pictures / "toy_val_000000000001.png", "what is the color ?")
     assert isinstance(answer, str)
-    assert evaluate_run(tmp_path / "run", "test", tmp_path / "out")["n"] == 7
+    (evaluation,) = evaluate_run(tmp_path / "run", "test", tmp_path / "out")
+    assert evaluation.scores.metrics["n"] == 7

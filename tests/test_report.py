@@ -221,7 +221,7 @@ class TestCommand:
         folder.mkdir()
         settings = load_settings({"task": "vqa"}, [])
         (folder / "config.yaml").write_text(settings_to_yaml(settings))
-        (folder / "run.json").write_text(json.dumps({"data": str(TOY_DATA)}))
+        (folder / "run.json").write_text(json.dumps({"data": {"vqa": str(TOY_DATA)}}))
         shutil.copy(log, folder / "log.jsonl")
         task = load_task(settings.task)
         examples = task.read(TOY_DATA, "validation")

@@ -14,7 +14,7 @@ import torch
 
 from dept_vl.config import MethodSettings, Settings, TrainingSettings, settings_from_yaml
 from dept_vl.model.adapter import Adapter, load_adapter
-from dept_vl.run_folder import compute_dtype, load_run, open_run, publish_adapter, read_record, run_record
+from dept_vl.run_folder import compute_dtype, load_run, open_run, publish_adapters, read_record, run_record
 from dept_vl.types import Batch
 from feature_extraction.errors import DamagedError, IncompatibleError, InputDataError, UsageError
 from feature_extraction.store_layout import seal, unseal
@@ -26,8 +26,8 @@ def record(**changes: Any) -> dict[str, Any]:
     made = run_record(
         command="python -m dept_vl.train",
         settings=SETTINGS,
-        data=Path("data"),
-        features=Path("store"),
+        data={"vqa": Path("data")},
+        features={"vqa": Path("store")},
         identity={"task": "vqa", "backbone.weight_digest": "ab" * 32},
     )
     return made | changes
@@ -49,8 +49,8 @@ def test_a_new_run_has_its_settings_and_its_record(tmp_path: Path) -> None:
 def test_the_record_says_how_a_run_was_started_and_of_what() -> None:
     made = record()
     assert made["command"] == "python -m dept_vl.train"
-    assert made["data"] == str(Path("data").resolve())
-    assert made["features"] == str(Path("store").resolve())
+    assert made["data"] == {"vqa": str(Path("data").resolve())}
+    assert made["features"] == {"vqa": str(Path("store").resolve())}
     assert made["seed"] == 0
     assert made["threads"] == torch.get_num_threads()
     assert torch.__version__.startswith(made["versions"]["torch"])
@@ -101,8 +101,8 @@ def test_other_settings_are_refused_with_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"data": "/elsewhere"}, "--data"),
-        ({"features": "/elsewhere"}, "--features"),
+        ({"data": {"vqa": "/elsewhere"}}, "--data (vqa)"),
+        ({"features": {"vqa": "/elsewhere"}}, "--features (vqa)"),
         ({"identity": {"task": "vqa", "backbone.weight_digest": "cd" * 32}}, "backbone.weight_digest"),
     ],
 )
@@ -110,7 +110,7 @@ def test_other_data_features_and_weights_are_refused(tmp_path: Path, change: dic
     open_run(tmp_path, SETTINGS, record())
     with pytest.raises(IncompatibleError) as raised:
         open_run(tmp_path, SETTINGS, record(**change))
-    assert str(raised.value).splitlines()[2].split()[0] == field
+    assert str(raised.value).splitlines()[2].startswith(f"  {field}  ")
 
 
 @pytest.mark.parametrize("content", [None, "{", "\udcff"])
@@ -129,7 +129,7 @@ def test_an_adapter_is_published_whole_over_what_a_stopped_process_left(tmp_path
     (tmp_path / "adapter.partial" / "junk").write_text("")
     identity = {"task": "vqa", "method": "dept", "backbone.name": "tiny"}
     adapter = Adapter(identity, {}, {"prompt.prompt": torch.ones(2, 3)})
-    assert publish_adapter(tmp_path, adapter) == tmp_path / "adapter"
+    assert publish_adapters(tmp_path, {"vqa": adapter}, SETTINGS) == tmp_path / "adapter"
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     assert load_adapter(tmp_path / "adapter").identity == identity
     assert not (tmp_path / "adapter" / "junk").exists()

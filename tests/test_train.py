@@ -44,7 +44,7 @@ def test_every_method_trains_and_is_evaluated(train_arguments: TrainArguments, t
     rest = {name for name in tensors if not name.startswith(("visual_embedding.", "t5."))}
     assert rest == own.get(method, set())
     assert any(name.startswith("t5.") for name in tensors) is (method == "full")
-    assert evaluate_run(folder, "test")["n"] == 7
+    assert evaluate_run(folder, "test")[0].scores.metrics["n"] == 7
 
 
 def test_reading_processes_change_no_byte(train_arguments: TrainArguments, finished_run: Path, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_run_s_folder_says_what_was_done(
     arguments = train_arguments(finished_run)
     record = json.loads((finished_run / "run.json").read_text())
     assert record["command"] == command_text("dept_vl.train", arguments)
-    assert record["data"] == str(toy_vqa)
+    assert record["data"] == {"vqa": str(toy_vqa)}
     assert record["identity"]["features.backbone"] == "toy"
     settings = settings_from_yaml(finished_run / "config.yaml")
     assert settings.training.steps == 7
@@ -188,15 +188,15 @@ def test_too_little_space_for_the_checkpoints_is_refused(
 
 def test_the_space_for_checkpoints_counts_three_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Model, best model and two moments in fp32."""
-    trainable = TrainableCount(own=1_000_000, visual=0, total=1)
+    trainable = TrainableCount(own=1_000_000, visual=0, heads=0, total=1)
     needed = 3 * 4 * 4 * 1_000_000
     for free, enough in ((1.11 * needed, True), (1.09 * needed, False)):
         monkeypatch.setattr(training_run.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
         if enough:
-            training_run._check_disk(tmp_path / "runs" / "new", trainable)
+            training_run._check_disk(tmp_path / "runs" / "new", trainable, tasks=1)
         else:
             with pytest.raises(OSError, match=r"0\.05 GB needed, 0\.05 GB free"):
-                training_run._check_disk(tmp_path / "runs" / "new", trainable)
+                training_run._check_disk(tmp_path / "runs" / "new", trainable, tasks=1)
 
 
 def test_other_settings_in_the_folder_of_a_run_are_refused(

@@ -69,6 +69,7 @@ def _random_batch(settings: Settings, *, text: int, visual_tokens: int, width: i
     size, images, target = settings.data.batch_size, settings.task.images_per_example, 4
     generator = torch.Generator().manual_seed(0)
     return Batch(
+        task="vqa",
         example_ids=tuple(map(str, range(size))),
         text_ids=torch.randint(3, 1000, (size, text), generator=generator),
         text_mask=torch.ones(size, text, dtype=torch.bool),
@@ -78,6 +79,7 @@ def _random_batch(settings: Settings, *, text: int, visual_tokens: int, width: i
         target_ids=torch.randint(3, 1000, (size, target), generator=generator),
         target_mask=torch.ones(size, target, dtype=torch.bool),
         target_weights=torch.ones(size),
+        answer_scores=torch.zeros(size, 0),
     )
 
 
@@ -99,8 +101,8 @@ def _step(settings: Settings, method: str, batch: Batch) -> Callable[[], int]:
     optimizer = make_optimizer(built.groups, settings.optimizer)
     parameters = [parameter for group in built.groups for parameter in group.parameters.values()]
     here = batch.to(device)
-    prompt = model.encoder.prompt
-    length = (0 if prompt is None else len(prompt.prompt)) + here.text_ids.shape[1] + here.visual_mask[0].numel()
+    prompts = model.encoder.prompts().values()  # one, or none
+    length = sum(len(one.prompt) for one in prompts) + here.text_ids.shape[1] + here.visual_mask[0].numel()
 
     def step() -> int:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.training.precision == "bf16"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor
@@ -14,15 +15,17 @@ Node = dict[int, Any]  # token id: the node behind it
 
 
 class AnswerTrie:
-    """Token sequences that each end with the end token."""
+    """Answers and the tokens of each, which the end token follows."""
 
-    def __init__(self, sequences: Sequence[Sequence[int]], *, end_id: int) -> None:
-        self.longest = max(map(len, sequences)) + 1  # tokens, end token included
+    def __init__(self, answers: Mapping[str, Sequence[int]], *, end_id: int) -> None:
+        self.longest = max(map(len, answers.values())) + 1  # tokens, end token included
         self._end_id = end_id
         self._root: Node = {}
-        for sequence in sequences:
+        self._texts: dict[tuple[int, ...], str] = {}
+        for text, tokens in answers.items():
+            self._texts.setdefault(tuple(tokens), text)  # of several with the same tokens, the first
             node = self._root
-            for token in [*sequence, end_id]:
+            for token in [*tokens, end_id]:
                 node = node.setdefault(token, {})
 
     @classmethod
@@ -34,8 +37,10 @@ class AnswerTrie:
         """
         if not texts:
             raise UsageError("There is no answer to choose from. Give training examples with answers, or a list")
+        end_id = tokenizer.eos_token_id
         rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return cls(rows, end_id=tokenizer.eos_token_id)
+        plain = [[token for token in row if token != end_id] for row in rows]
+        return cls(dict(zip(texts, plain, strict=True)), end_id=end_id)
 
     def allowed(self, row: int, ids: Tensor) -> list[int]:
         """The tokens that may follow ``ids``, which begin with the decoder's start token (transformers' signature).
@@ -46,3 +51,7 @@ class AnswerTrie:
         for token in ids[1:].tolist():
             node = node.get(token, {})
         return list(node) or [self._end_id]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The answer of some token ids up to the end token, as the list spells it: decoding might spell it otherwise."""
+        return self._texts[tuple(takewhile(lambda token: token != self._end_id, ids))]

@@ -71,7 +71,7 @@ class GenerationHead(nn.Module):
         tokens = batch.target_mask.sum(dim=1)
         by_example = (by_token * batch.target_mask).sum(dim=1)
         if self.token_mean:
-            loss = (by_example * batch.target_weights).sum() / (tokens * batch.target_weights).sum().clamp(min=1)
+            loss = (by_example * batch.target_weights).sum() / (tokens * batch.target_weights).sum().clamp(min=1e-6)
         else:
             loss = (by_example / tokens.clamp(min=1) * batch.target_weights).mean()
         return StepOutput(loss=loss, target_tokens=tokens.sum())
@@ -80,7 +80,10 @@ class GenerationHead(nn.Module):
         self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
     ) -> list[str]:
         """The most likely answer to each example."""
-        texts: list[str] = self.tokenizer.batch_decode(self.generate(t5, states, mask), skip_special_tokens=True)
+        ids = self.generate(t5, states, mask)
+        if self.trie is not None:
+            return [self.trie.text(row) for row in ids.tolist()]
+        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
 
     def generate(
@@ -109,7 +112,8 @@ class FirstStepHead(GenerationHead):
             UsageError: there are no two labels, or two begin with the same token.
         """
         super().__init__(tokenizer=tokenizer, max_length=max_length)
-        first = [tokenizer(label, add_special_tokens=False)["input_ids"][0] for label in labels]
+        rows = tokenizer(list(labels), add_special_tokens=False)["input_ids"] if labels else []
+        first = [[*row, tokenizer.eos_token_id][0] for row in rows]
         if len(labels) < 2 or len(set(first)) < len(labels):
             raise UsageError(
                 f"task.head=first_step tells labels apart by their first token; the task's labels {list(labels)} begin "

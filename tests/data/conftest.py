@@ -87,6 +87,6 @@ def make_dataset(
             tokenizer_digest="words",
             cache=None,
         )
-        return ExampleDataset(examples, table, store)
+        return ExampleDataset(examples, table, store, task="toy")
 
     return make

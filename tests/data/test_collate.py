@@ -19,11 +19,12 @@ def item(name: str, text_length: int, target_length: int = 2, images: int = 1) -
         boxes=np.full((images, 4, 4), text_length / 32, dtype=np.float32),
         target_ids=np.arange(5, 5 + target_length, dtype=np.int32),
         target_weight=text_length / 7,
+        answer_scores=np.full(3, text_length / 9, dtype=np.float32),
     )
 
 
 def collated(*items: Item, bucket_width: int = 8, max_text_length: int = 20) -> Batch:
-    return collate(items, pad_id=PAD, bucket_width=bucket_width, max_text_length=max_text_length)
+    return collate(items, task="toy", pad_id=PAD, bucket_width=bucket_width, max_text_length=max_text_length)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,9 @@ def test_a_text_that_holds_the_padding_id_is_not_masked() -> None:
     assert collated(odd).text_mask[0, :3].all()
 
 
-def test_features_and_weights_reach_the_batch_as_float32() -> None:
+def test_features_weights_and_answer_scores_reach_the_batch_as_float32() -> None:
     batch = collated(item("a", 1, images=2), item("b", 2, images=2))
+    assert batch.task == "toy"
     assert batch.example_ids == ("a", "b")
     assert batch.visual_tokens.shape == (2, 2, 4, 6)
     assert batch.visual_tokens.dtype == batch.boxes.dtype == batch.target_weights.dtype == torch.float32
@@ -56,6 +58,8 @@ def test_features_and_weights_reach_the_batch_as_float32() -> None:
     assert batch.visual_mask.shape == (2, 2, 4)
     assert batch.visual_mask.all()
     assert batch.target_weights.tolist() == pytest.approx([1 / 7, 2 / 7])
+    assert batch.answer_scores.dtype == torch.float32
+    assert batch.answer_scores.tolist() == [pytest.approx([1 / 9] * 3), pytest.approx([2 / 9] * 3)]
 
 
 def test_no_images_give_empty_visual_tokens() -> None:

@@ -43,7 +43,7 @@ def test_examples_without_images_have_no_visual_tokens(make_dataset: Make) -> No
     dataset = make_dataset(3, images=0)
     assert dataset.item(0).visual_tokens.shape == (0, 4, 6)
     assert dataset.item(0).boxes.shape == (0, 4, 4)
-    without_store = ExampleDataset(dataset.examples, dataset.tokens, None).item(0)
+    without_store = ExampleDataset(dataset.examples, dataset.tokens, None, task="toy").item(0)
     assert without_store.visual_tokens.shape == (0, 0, 0)
     assert without_store.boxes.shape == (0, 0, 4)
 
@@ -58,7 +58,7 @@ def test_no_target_is_the_end_token_with_weight_zero(make_dataset: Make) -> None
 
 def test_an_image_without_features_is_an_error_that_names_it(make_dataset: Make) -> None:
     dataset = make_dataset(1)
-    foreign = ExampleDataset([Example("q0", "", ("elsewhere",))], dataset.tokens, dataset._store)
+    foreign = ExampleDataset([Example("q0", "", ("elsewhere",))], dataset.tokens, dataset._store, task="toy")
     with pytest.raises(InputDataError, match="No features for image 'elsewhere'"):
         foreign.item(0)
 

@@ -87,7 +87,7 @@ def test_nothing_before_the_start_is_read(dataset: ExampleDataset) -> None:
             read_ids.append(index)
             return super().item(index, target)
 
-    watched = Watched(dataset.examples, dataset.tokens, dataset._store)
+    watched = Watched(dataset.examples, dataset.tokens, dataset._store, task="toy")
     assert len(read(watched, 1, epoch=5, position=3)) == 1
     assert len(read_ids) == BATCH_SIZE
 
@@ -120,7 +120,7 @@ def test_reading_leaves_the_random_state_alone(dataset: ExampleDataset) -> None:
 
 def test_an_error_in_a_reading_process_arrives_as_it_is(dataset: ExampleDataset) -> None:
     foreign = [Example(example.example_id, "", ("elsewhere",)) for example in dataset.examples]
-    broken = ExampleDataset(foreign, dataset.tokens, dataset._store)
+    broken = ExampleDataset(foreign, dataset.tokens, dataset._store, task="toy")
     messages = []
     for workers in (0, 1):
         with pytest.raises(InputDataError) as caught:
@@ -135,7 +135,7 @@ def test_a_fault_of_the_program_in_a_reading_process_keeps_its_traceback(dataset
         def item(self, index: int, target: int = -1) -> Any:
             raise ZeroDivisionError
 
-    faulty = Faulty(dataset.examples, dataset.tokens, dataset._store)
+    faulty = Faulty(dataset.examples, dataset.tokens, dataset._store, task="toy")
     with pytest.raises(ZeroDivisionError) as caught:
         read(faulty, 1, workers=1)
     (note,) = caught.value.__notes__

@@ -19,7 +19,8 @@ from feature_extraction.errors import UsageError
 
 METHODS = ("dept", "prompt", "visual_only", "full")
 DEPT = Settings(
-    method=MethodSettings(name="dept", budget_length=10, prompt_length=4), task=TaskSettings(max_text_length=8)
+    method=MethodSettings(name="dept", budget_length=10, prompt_length=4),
+    tasks={"vqa": TaskSettings(max_text_length=8)},
 )
 
 
@@ -154,7 +155,7 @@ def test_official_scales_are_the_published_ones(backbone: Backbone, rank: int, s
     settings = replace(
         DEPT,
         method=MethodSettings(budget_length=1000, prompt_length=4, rank=rank, low_rank_scale="official"),
-        task=TaskSettings(max_text_length=64),
+        tasks={"vqa": TaskSettings(max_text_length=64)},
     )
     assert prompt_of(build(settings, backbone)).scale == pytest.approx(scale, abs=0.005)
 
@@ -171,12 +172,12 @@ def test_position_rule_and_area_come_from_the_settings(backbone: Backbone) -> No
 
 
 def test_a_task_without_images_has_no_visual_embedding(backbone: Backbone) -> None:
-    text_only = replace(DEPT, task=replace(DEPT.task, images_per_example=0))
+    text_only = replace(DEPT, tasks={"vqa": replace(DEPT.task, images_per_example=0)})
     assert build(text_only, backbone).model.encoder.visual_embedding is None
 
 
 def test_the_visual_embedding_has_the_sizes_of_store_and_task(backbone: Backbone) -> None:
-    two = replace(DEPT, task=replace(DEPT.task, images_per_example=2))
+    two = replace(DEPT, tasks={"vqa": replace(DEPT.task, images_per_example=2)})
     visual = build(two, backbone).model.encoder.visual_embedding
     assert visual is not None
     assert visual.feature_projection.weight.shape == (16, 6)
@@ -190,7 +191,7 @@ def test_the_recipe_of_the_embedded_backbone_fits_its_budget() -> None:
     demo = replace(
         DEPT,
         method=MethodSettings(budget_length=40, prompt_length=20, rank=18),
-        task=TaskSettings(max_text_length=28),
+        tasks={"vqa": TaskSettings(max_text_length=28)},
     )
     built = build(demo, backbone)
     assert built.notes[0] == "DePT: l=40 m=20 s=28 d=256 r=18: 10,232 of 10,240 parameters"

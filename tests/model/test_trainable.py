@@ -28,7 +28,7 @@ GROUPS = {
 def build(backbone: Backbone, method: str, *, images: int = 1, **sizes: int) -> BuiltModel:
     settings = Settings(
         method=MethodSettings(name=method, **({"budget_length": 10, "prompt_length": 4} | sizes)),
-        task=TaskSettings(max_text_length=8, images_per_example=images),
+        tasks={"vqa": TaskSettings(max_text_length=8, images_per_example=images)},
     )
     return build_model(settings, backbone, visual_tokens=4, feature_width=6, seed=0)
 
@@ -101,14 +101,16 @@ def test_own_and_visual_parameters_are_counted_apart(backbone: Backbone) -> None
     own = 4 * 16 + (8 + 16) * 4  # m d + (s + d) r, all of l d = 160
     count = build(backbone, "dept").trainable
     assert own == 160
-    assert count == TrainableCount(own=own, visual=visual, total=t5 + own + visual)
-    assert build(backbone, "prompt").trainable == TrainableCount(own=160, visual=visual, total=t5 + 160 + visual)
-    assert build(backbone, "visual_only").trainable == TrainableCount(own=0, visual=visual, total=t5 + visual)
-    assert build(backbone, "full").trainable == TrainableCount(own=t5, visual=visual, total=t5 + visual)
+    assert count == TrainableCount(own=own, visual=visual, heads=0, total=t5 + own + visual)
+    assert build(backbone, "prompt").trainable == TrainableCount(
+        own=160, visual=visual, heads=0, total=t5 + 160 + visual
+    )
+    assert build(backbone, "visual_only").trainable == TrainableCount(own=0, visual=visual, heads=0, total=t5 + visual)
+    assert build(backbone, "full").trainable == TrainableCount(own=t5, visual=visual, heads=0, total=t5 + visual)
 
 
 def test_the_percentage_is_of_the_model_with_its_added_parts() -> None:
-    count = TrainableCount(own=76_800, visual=1_600_000, total=224_580_000)
+    count = TrainableCount(own=76_800, visual=1_600_000, heads=0, total=224_580_000)
     assert count.percent == pytest.approx(0.7466, abs=1e-4)
     assert count.describe("dept") == (
         "trainable parameters: 76,800 of dept itself + 1,600,000 of the visual embedding = 1,676,800 "

@@ -54,13 +54,13 @@ class Bench:
             yield self.change(step, self.make_batch((5, 3), seed=step))
             step += 1
 
-    def _validate(self, model: VLT5) -> Validation:
+    def _validate(self, model: VLT5) -> dict[str, Validation]:
         assert not model.training
         step = self.given[-1] + 1
         self.validated.append(step)
         number = step // self.settings.training.evaluate_every
         score = dict(enumerate(self.scores, start=1)).get(number, 0.0)
-        return Validation({"accuracy": score, "number": None}, score, "yes", self.share)
+        return {"vqa": Validation({"accuracy": score, "number": None}, score, "yes", self.share)}
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def make_bench(
     ) -> Bench:
         settings = Settings(
             method=MethodSettings(name=method, budget_length=10, prompt_length=4),
-            task=TaskSettings(max_text_length=8),
+            tasks={"vqa": TaskSettings(max_text_length=8)},
             optimizer=optimizer or OptimizerSettings(),
             training=replace(TrainingSettings(evaluate_every=2, checkpoint_every=2, log_every=1), **training),
         )

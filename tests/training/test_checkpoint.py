@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dept_vl.training import checkpoint as module
 from dept_vl.training.checkpoint import (
@@ -30,9 +31,15 @@ def make(step: int) -> Checkpoint:
     """A checkpoint whose every number tells its step."""
     tensors = {"prompt.prompt": torch.full((2, 3), float(step)), "prompt.trained_length": torch.tensor(step)}
     return Checkpoint(
-        Progress(step=step, best_step=step - 1, best_score=step / 3, window_loss=step / 7, window_steps=2),
+        Progress(
+            step=step,
+            best_step={"vqa": step - 1, "caption": step, "gqa": step},
+            best_score={"vqa": step / 3, "caption": step / 5, "gqa": 0.0},
+            window_loss={"vqa": step / 7},
+            window_steps={"vqa": 2},
+        ),
         tensors,
-        {name: value + 1 for name, value in tensors.items()},
+        {step - 1: {name: value + 1 for name, value in tensors.items()}, step: tensors},
         {"prompt.prompt.exp_avg": torch.full((2, 3), step / 10)},
     )
 
@@ -40,10 +47,17 @@ def make(step: int) -> Checkpoint:
 def same(one: Checkpoint | None, other: Checkpoint | None) -> bool:
     if one is None or other is None:
         return one is other
-    return one.progress == other.progress and all(
-        mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-        for mine, theirs in zip(one[1:], other[1:], strict=True)
+    return (
+        one.progress == other.progress
+        and equal(one.model, other.model)
+        and equal(one.optimizer, other.optimizer)
+        and one.best.keys() == other.best.keys()
+        and all(equal(one.best[step], other.best[step]) for step in one.best)
     )
+
+
+def equal(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def names(folder: Path) -> list[str]:

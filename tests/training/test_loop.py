@@ -68,7 +68,13 @@ def test_a_run_does_its_steps_validates_and_keeps_two_checkpoints(make_bench: Ma
     assert bench.validated == [2, 4, 6, 7]  # every second step, and the last
     assert checkpoints(tmp_path) == ["step-00000006", "step-00000007"]
     assert result.progress == Progress(
-        step=7, best_step=2, best_score=0.0, validations_without_gain=3, window_loss=0.0, window_steps=0, finished=True
+        step=7,
+        best_step={"vqa": 2},
+        best_score={"vqa": 0.0},
+        validations_without_gain=3,
+        window_loss={},
+        window_steps={},
+        finished=True,
     )
 
 
@@ -79,7 +85,7 @@ def test_a_finished_run_is_not_trained_any_further(make_bench: MakeBench, tmp_pa
     result = again.run()
     assert again.given == []
     assert result.progress == expected.progress
-    assert equal(result.best, expected.best)
+    assert equal(result.best["vqa"], expected.best["vqa"])
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(make_bench: MakeBench, tmp_path: Path) -> None:
@@ -108,6 +114,7 @@ def test_the_log_has_a_line_for_each_window_and_each_validation(make_bench: Make
     prompt = bench.built.model.encoder.prompt.prompt
     assert validation == {
         "step": 2,
+        "task": "vqa",
         "validation": {"accuracy": 12.5, "number": None},
         "prompt_norm": float(prompt.detach().norm()),
         "update_norm": second["update_norm"],
@@ -184,20 +191,20 @@ def test_the_best_tensors_are_those_of_the_best_validation(make_bench: MakeBench
     bench = make_bench(tmp_path)
     bench.scores = [10.0, 30.0, 20.0]
     result = bench.run()
-    assert (result.progress.best_step, result.progress.best_score) == (4, 30.0)
+    assert (result.progress.best_step, result.progress.best_score) == ({"vqa": 4}, {"vqa": 30.0})
     shorter = make_bench(tmp_path / "shorter")
     shorter.change = lambda step, batch: stop_in(shorter, batch) if step == 3 else batch
     with pytest.raises(Interrupted):
         shorter.run()
     trained = parameters(shorter)
-    assert all(torch.equal(result.best[name], value) for name, value in trained.items())
-    assert not all(torch.equal(result.best[name], value) for name, value in parameters(bench).items())
+    assert all(torch.equal(result.best["vqa"][name], value) for name, value in trained.items())
+    assert not all(torch.equal(result.best["vqa"][name], value) for name, value in parameters(bench).items())
 
 
 def test_of_equal_scores_the_first_is_the_best(make_bench: MakeBench, tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
     bench.scores = [10.0, 10.0, 10.0]
-    assert bench.run().progress.best_step == 2
+    assert bench.run().progress.best_step == {"vqa": 2}
 
 
 def test_patience_stops_early_and_says_so(
@@ -209,7 +216,7 @@ def test_patience_stops_early_and_says_so(
     result = bench.run()
     assert bench.validated == [2, 4, 6, 8]
     assert result.progress.finished
-    assert (result.progress.step, result.progress.best_step) == (8, 4)
+    assert (result.progress.step, result.progress.best_step) == (8, {"vqa": 4})
     assert checkpoints(tmp_path)[-1] == "step-00000008"
     assert "No better accuracy in 2 validations: stopped early at step 8\n" in capsys.readouterr().err
     again = make_bench(tmp_path, patience=2)
@@ -281,7 +288,7 @@ def test_a_resumed_run_has_the_bits_of_the_uninterrupted_one(
     assert "Resuming at step 5 of 6\n" in capsys.readouterr().err
     assert resumed.given == [5]
     assert result.progress == expected.progress
-    assert equal(result.best, expected.best)
+    assert equal(result.best["vqa"], expected.best["vqa"])
     assert equal(parameters(resumed), parameters(whole))
     one, other = (load_newest_checkpoint(tmp_path / name / "checkpoints") for name in ("whole", "stopped"))
     assert one is not None
@@ -291,7 +298,7 @@ def test_a_resumed_run_has_the_bits_of_the_uninterrupted_one(
 
 def test_the_longest_trained_text_is_saved_and_restored(make_bench: MakeBench, tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
-    assert bench.run().best["prompt.trained_length"] == 5
+    assert bench.run().best["vqa"]["prompt.trained_length"] == 5
     again = make_bench(tmp_path)
     again.run()
     prompt = again.built.model.encoder.prompt

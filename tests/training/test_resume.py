@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_gives_the_same_bytes
     assert run(main, train_arguments(tmp_path / "whole", *SHORT)) == 0
     folder = tmp_path / "damaged"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dept_vl.training.run.publish_adapter", interrupt)
+        patch.setattr("dept_vl.training.run.publish_adapters", interrupt)
         with pytest.raises(Stopped):
             main(train_arguments(folder, *SHORT))
     newest = folder / "checkpoints" / "step-00000004"
