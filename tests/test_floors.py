@@ -38,6 +38,7 @@ FLOORS = (
         "dept_vl.validate",
         "dept_vl.easy_vqa",
         "dept_vl.init_dataset",
+        "dept_vl.nlvr",
         "dept_vl.report",
     },
     {"dept_vl", "dept_vl.bench"},  # the front door, which imports a name when it is asked for, and the benchmarks
