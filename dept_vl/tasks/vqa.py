@@ -25,7 +25,7 @@ ROWS = JsonList("question_id", int, "answer", '[{"question_id": 1, "answer": "re
 NO_REFERENCES = (
     "no human answers: they are withheld, or a list of LXMERT has none and no official annotations beside it"
 )
-WHOLE = 'The server wants each question of test2015, for the phase test-dev too; what it does not ask is answered ""'
+WHOLE = 'The server wants each question of test2015, for the phase test-dev too; what it does not ask is ""'
 
 
 def build(settings: TaskSettings) -> Task:

@@ -64,9 +64,14 @@ def _example(question_id: int, question: Row | None, image_prefix: str, annotati
         text=question["question"] if question else "",
         image_ids=(f"{image_prefix}{question['image_id']:012d}",) if question else (),
         references=references,
-        targets=tuple(Target(answer, SOFT_SCORES[min(count, 4)]) for answer, count in counts.items()),
+        targets=tuple([_target(*one) for one in counts.items()]),
         slices=annotation.slices if annotation else {},
     )
+
+
+@cache  # most are the same few
+def _target(answer: str, annotators: int) -> Target:
+    return Target(answer, SOFT_SCORES[min(annotators, 4)])
 
 
 def read_questions(path: Path) -> Questions:
@@ -96,23 +101,35 @@ def read_annotations(path: Path) -> dict[int, Annotation]:
     faults: Faults = defaultdict(list)
     wanted = {"question_id": int, "image_id": int, "question_type": str, "answer_type": str, "answers": list}
     rows = _by_id(content["annotations"], wanted, faults)
+    found = {}
     for question_id, row in rows.items():
-        answers = row["answers"]
-        if not answers or not all(isinstance(one, dict) and isinstance(one.get("answer"), str) for one in answers):
+        references = _references(row["answers"])
+        if not references:
             faults['"answers" is not a list of {"answer": text, ...}'].append(question_id)
-        elif any("answer_id" in one and one in answers[:place] for place, one in enumerate(answers)):
-            # The official script would put both aside at once: a score that no one means. Where a file leaves out
-            # all answer_ids, an answer's place in the list tells it from the others.
+        elif _has_equal(row["answers"]):
+            # The official script would put both aside at once: a score that no one means.
             faults["two answers are equal in every field (each has its own answer_id officially)"].append(question_id)
         if row["answer_type"] not in ANSWER_TYPES:
             faults[f'"answer_type" is none of {", ".join(ANSWER_TYPES)}'].append(question_id)
+        found[question_id] = Annotation(row["image_id"], references, _slices(row["question_type"], row["answer_type"]))
     refuse(faults, path)
-    return {question_id: _annotation(row) for question_id, row in rows.items()}
+    return found
 
 
-def _annotation(row: Row) -> Annotation:
-    references = tuple([intern(one["answer"]) for one in row["answers"]])
-    return Annotation(row["image_id"], references, _slices(row["question_type"], row["answer_type"]))
+def _references(answers: list[Any]) -> tuple[str, ...]:
+    """The answers' texts; none if one is missing."""
+    try:
+        return tuple([intern(one["answer"]) for one in answers])
+    except (KeyError, TypeError):
+        return ()
+
+
+def _has_equal(answers: list[Row]) -> bool:
+    """Whether two records are equal; where a file leaves out all answer_ids, an answer's place tells it from others."""
+    ids = {str(one.get("answer_id", place)) for place, one in enumerate(answers)}
+    return len(ids) < len(answers) and any(
+        "answer_id" in one and one in answers[:place] for place, one in enumerate(answers)
+    )
 
 
 @cache  # one record for each pair of types, not for each question

@@ -3,22 +3,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dept_vl.config import TaskSettings
-from dept_vl.tasks.task import Task
+from dept_vl.config import TaskSettings, load_settings
+from dept_vl.tasks.task import OfficialFiles, Task
 from dept_vl.tasks.vqa import build, majority_answer
 from dept_vl.types import Example, Prediction
-from feature_extraction.errors import InputDataError
+from feature_extraction.errors import InputDataError, UsageError
 
 TOY_DATA = Path(__file__).parents[1] / "toy_data" / "vqa"
-SPLITS = {"train": "train2014", "validation": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
+SPLITS = load_settings({"task": "vqa"}, []).task.splits
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+TEST_QUESTIONS = "v2_OpenEnded_mscoco_test2015_questions.json"
+TEST_DEV_QUESTIONS = "v2_OpenEnded_mscoco_test-dev2015_questions.json"
 BEST = {"42000": "Yes", "42001": "yes", "42002": "black white", "73000": "two", "73001": "honda", "74000": "5 oclock"}
 
 
@@ -30,12 +30,6 @@ def task() -> Task:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return shutil.copytree(TOY_DATA, tmp_path / "vqa")
-
-
-def change(path: Path, edit: Callable[[Any], None]) -> None:
-    content = json.loads(path.read_text())
-    edit(content)
-    path.write_text(json.dumps(content))
 
 
 def example(examples: list[Example], example_id: str) -> Example:
@@ -54,18 +48,6 @@ def test_references_are_the_ten_answers_as_given(task: Task) -> None:
     assert sorted(vase.references) == ["Vase."] + ["a vase"] * 4 + ["flowers"] * 2 + ["vase"] * 3
 
 
-def test_targets_are_soft_scores_of_normalised_answers(task: Task) -> None:
-    train = task.read(TOY_DATA, "train")
-    assert dict(example(train, "30000").targets) == {"vase": 1.0, "flowers": 0.6}
-    assert dict(example(train, "25000").targets) == {"2": 1.0}
-    assert dict(example(train, "25001").targets) == {"blue": 1.0, "gray": 0.9}
-    assert dict(example(train, "34000").targets) == {"zebra": 1.0, "horse": 0.3}
-
-
-def test_targets_of_a_unanimous_question_are_what_scores(task: Task) -> None:
-    assert example(task.read(TOY_DATA, "validation"), "42000").targets == (("Yes", 1.0),)
-
-
 def test_examples_come_in_the_order_of_the_file(task: Task) -> None:
     assert [one.example_id for one in task.read(TOY_DATA, "validation")] == list(BEST)
 
@@ -74,114 +56,34 @@ def test_examples_come_in_the_order_of_the_file(task: Task) -> None:
 def test_a_test_split_has_no_references_and_images_of_test2015(task: Task, split: str, count: int) -> None:
     examples = task.read(TOY_DATA, split)
     assert len(examples) == count
-    assert all(one.references == one.targets == () and one.slices == {} for one in examples)
+    assert not any(one.references or one.targets or one.slices for one in examples)
     assert examples[-1].image_ids == ("COCO_test2015_000000000016",)
 
 
-def test_images_of_other_data_are_named_by_its_type_and_split(task: Task, folder: Path) -> None:
-    for name in (QUESTIONS, ANNOTATIONS):
-        change(folder / name, lambda content: content.update(data_type="easy_vqa", data_subtype="val"))
-    assert task.read(folder, "validation")[0].image_ids == ("easy_vqa_val_000000000042",)
+@pytest.mark.parametrize(("split", "count"), [("karpathy-train", 11), ("karpathy-validation", 2), ("karpathy-test", 1)])
+def test_karpathy_s_splits_have_names_of_their_own(task: Task, split: str, count: int) -> None:
+    assert len(task.read(TOY_DATA, split)) == count
 
 
-def test_annotations_alone_can_be_scored(task: Task) -> None:
-    alone = task.read_files(TOY_DATA / ANNOTATIONS, None)
-    both = task.read_files(TOY_DATA / ANNOTATIONS, TOY_DATA / QUESTIONS)
-    assert both == task.read(TOY_DATA, "validation")
-    assert [one.references for one in alone] == [one.references for one in both]
-    assert alone[0].text == ""
-    assert alone[0].image_ids == ()
+def test_a_split_may_join_sources() -> None:
+    task = build(TaskSettings(splits={"train": "karpathy_train+vg"}))
+    assert [len(one.references) for one in task.read(TOY_DATA, "train")] == [10] * 11 + [0] * 3
 
 
-def test_an_absent_file_is_named_with_what_is_there(task: Task, folder: Path) -> None:
-    (folder / QUESTIONS).rename(folder / "questions.json")
-    message = r"has 0 files \*OpenEnded_\*_val2014_questions.json, but exactly one is needed. .*questions.json.*"
-    with pytest.raises(InputDataError, match=message + "Put the official file there, or set task.splits"):
-        task.read(folder, "validation")
+def test_files_are_read_as_a_folder_is(task: Task) -> None:
+    files = OfficialFiles(TOY_DATA / ANNOTATIONS, TOY_DATA / QUESTIONS)
+    assert task.read_files(files) == task.read(TOY_DATA, "validation")
+    assert task.file_options == ("questions",)
 
 
-def test_annotations_may_lack_for_test_splits_only(task: Task, folder: Path) -> None:
-    (folder / ANNOTATIONS).unlink()
-    with pytest.raises(InputDataError, match=r"has 0 files \*_val2014_annotations.json"):
-        task.read(folder, "validation")
-
-
-def test_two_files_for_one_split_are_refused(task: Task, folder: Path) -> None:
-    shutil.copy(folder / QUESTIONS, folder / "OpenEnded_mscoco_val2014_questions.json")
-    with pytest.raises(InputDataError, match=r"has 2 files .* JSON files there: OpenEnded_mscoco_val2014_questions"):
-        task.read(folder, "validation")
-
-
-def test_an_empty_folder_and_a_missing_one_are_refused(task: Task, tmp_path: Path) -> None:
-    with pytest.raises(InputDataError, match="JSON files there: none"):
-        task.read(tmp_path, "train")
-    with pytest.raises(InputDataError, match=r"No folder .*none. Give the folder with the official question and anno"):
-        task.read(tmp_path / "none", "train")
-
-
-def test_exchanged_files_are_refused(task: Task) -> None:
-    message = 'questions.json has no list of annotations. An official file is .*"annotations": .* not exchanged'
-    with pytest.raises(InputDataError, match=message):
-        task.read_files(TOY_DATA / QUESTIONS, TOY_DATA / ANNOTATIONS)
-
-
-def test_everything_that_does_not_fit_is_named_at_once(task: Task, folder: Path) -> None:
-    def edit(content: Any) -> None:
-        content["questions"][0]["question_id"] = 1
-        content["questions"][1]["image_id"] = 43
-
-    change(folder / QUESTIONS, edit)
+def test_visual_genome_is_for_training_only() -> None:
+    task = build(TaskSettings(splits={"test": "karpathy_test+vg"}))
     message = (
-        "questions without an annotation: 1 (1); annotations without a question: 1 (42000); "
-        "questions whose image_id is not their annotation's: 1 (42001)"
+        "task.splits.test is 'karpathy_test+vg', but Visual Genome's questions are only for training: they have no "
+        "human answers to score by, and no server takes theirs. Leave out vg, or give the split a name with train in it"
     )
-    with pytest.raises(InputDataError, match=re.escape(message)) as caught:
-        task.read(folder, "validation")
-    assert QUESTIONS in str(caught.value)
-    assert ANNOTATIONS in str(caught.value)
-
-
-def test_all_wrong_questions_are_named_at_once(task: Task, folder: Path) -> None:
-    def edit(content: Any) -> None:
-        del content["data_type"]
-        content["questions"][0]["question_id"] = "42000"
-        content["questions"][1] = None
-        content["questions"][3] = content["questions"][2]
-
-    change(folder / QUESTIONS, edit)
-    message = (
-        'no "data_type": 1 (the file); "question_id" is text, not a whole number: 1 (row 0); '
-        "null instead of an object with question_id, image_id, question: 1 (row 1); duplicate question_id: 1 (42002)"
-    )
-    with pytest.raises(InputDataError, match=re.escape(message)):
-        task.read(folder, "validation")
-
-
-def test_all_wrong_annotations_are_named_at_once(task: Task, folder: Path) -> None:
-    def edit(content: Any) -> None:
-        first, second, third, fourth, *_ = content["annotations"]
-        first["answers"] = []
-        second["answers"][0] = {"answer": 2}
-        third["answers"][0] = third["answers"][1]
-        fourth["answer_type"] = "counting"
-
-    change(folder / ANNOTATIONS, edit)
-    message = (
-        '"answers" is not a list of {"answer": text, ...}: 2 (42000, 42001); two answers are equal in every field '
-        '(each has its own answer_id officially): 1 (42002); "answer_type" is none of yes/no, number, other: 1 (73000)'
-    )
-    with pytest.raises(InputDataError, match=re.escape(message)):
-        task.read(folder, "validation")
-
-
-def test_answers_without_answer_ids_are_told_apart_by_their_place(task: Task, folder: Path) -> None:
-    def edit(content: Any) -> None:
-        for annotation in content["annotations"]:
-            annotation["answers"] = [{"answer": one["answer"]} for one in annotation["answers"]]
-
-    expected = task.read(folder, "validation")
-    change(folder / ANNOTATIONS, edit)
-    assert task.read(folder, "validation") == expected
+    with pytest.raises(UsageError, match=re.escape(message)):
+        task.read(TOY_DATA, "test")
 
 
 def test_parse_strips_and_keeps_the_rest(task: Task) -> None:
@@ -249,6 +151,30 @@ def test_withheld_answers_give_no_score_but_the_count(task: Task) -> None:
     assert set(scores.metrics.values()) == {None}
 
 
+def test_all_that_is_none_has_a_reason(task: Task) -> None:
+    examples = task.read(TOY_DATA, "test")
+    reasons = task.score([Prediction(one.example_id, "yes") for one in examples], examples).reasons
+    assert set(reasons) == {"accuracy", "yes_no", "number", "other"}
+    assert set(reasons.values()) == {
+        "no human answers: they are withheld, or a list of LXMERT has none and no official annotations beside it"
+    }
+
+
+def test_examples_without_types_are_scored_as_a_whole(task: Task) -> None:
+    scores = task.score([Prediction("1", "red")], [Example("1", "", (), references=("red",) * 10)])
+    assert (scores.metrics["accuracy"], scores.metrics["other"], scores.metrics["n"]) == (100, None, 1)
+    assert set(scores.metrics) == {"accuracy", "yes_no", "number", "other", "n", "ci_low", "ci_high"}
+    assert scores.reasons["other"] == "no example has an answer_type of this kind"
+
+
+def test_only_examples_with_human_answers_count() -> None:
+    task = build(TaskSettings(splits={"train": "train2014+vg"}))
+    examples = task.read(TOY_DATA, "train")
+    scores = task.score([Prediction(one.example_id, "no") for one in examples], examples)
+    assert len(scores.per_example) == 8
+    assert scores.metrics["n"] == 11
+
+
 def test_a_submission_is_the_official_list_of_whole_number_ids(task: Task, tmp_path: Path) -> None:
     predictions = [Prediction("262148000", "yes"), Prediction("1", 'caf\u00e9 "x"\n')]
     task.submit(predictions, tmp_path / "results.json")
@@ -280,6 +206,58 @@ def test_a_submission_that_is_no_list_is_refused(task: Task, tmp_path: Path) -> 
     (tmp_path / "results.json").write_text('{"1": "yes"}')
     with pytest.raises(InputDataError, match=r"holds an object, not a list. A results file is .*question_id"):
         task.read_submission(tmp_path / "results.json")
+
+
+def test_answers_to_visual_genome_are_in_no_submission(task: Task, tmp_path: Path) -> None:
+    message = (
+        "results.json would hold answers to questions that are not VQA's: 1 (vg7). A results file is for a split "
+        "without Visual Genome"
+    )
+    with pytest.raises(InputDataError, match=re.escape(message)):
+        task.submit([Prediction("1", "yes"), Prediction("vg7", "red")], tmp_path / "results.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_server_wants_all_test_questions_for_test_dev(task: Task, folder: Path) -> None:
+    assert task.blank_ids(folder, "test-dev") == ["1000", "14000"]
+    (folder / TEST_QUESTIONS).unlink()
+    with pytest.raises(InputDataError, match=r"For a complete file of test-dev2015, .* needs exactly one file"):
+        task.blank_ids(folder, "test-dev")
+
+
+@pytest.mark.parametrize("split", ["test", "validation", "karpathy-test"])
+def test_other_splits_want_no_further_ids(task: Task, split: str) -> None:
+    assert task.blank_ids(TOY_DATA, split) == []
+
+
+def test_a_complete_submission_has_no_fault(task: Task, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    task.submit([Prediction(one.example_id, "yes") for one in task.read(TOY_DATA, "validation")], path)
+    assert task.check_submission(path, TOY_DATA / QUESTIONS) == []
+    assert task.check_submission(path, None) == []
+
+
+def test_a_submission_is_checked_by_the_questions_ids(task: Task, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    task.submit([Prediction("42000", "yes"), Prediction("5", "no")], path)
+    faults = task.check_submission(path, TOY_DATA / QUESTIONS)
+    assert [fault.partition(":")[0] for fault in faults] == ["missing ids", "ids that the questions do not have"]
+    assert task.check_submission(path, None) == []
+
+
+def test_a_submission_for_test_dev_is_complete_for_the_whole_test_set(task: Task, folder: Path) -> None:
+    path = folder / "results.json"
+    asked = [Prediction(one.example_id, "yes") for one in task.read(folder, "test-dev")]
+    task.submit(asked, path)
+    (fault,) = task.check_submission(path, folder / TEST_DEV_QUESTIONS)
+    assert fault.startswith("missing ids: 2 (1000, 14000)")
+    assert 'The server wants each question of test2015, for the phase test-dev too; what it does not ask is ""' in fault
+    task.submit([*asked, *(Prediction(one, "") for one in task.blank_ids(folder, "test-dev"))], path)
+    assert task.check_submission(path, folder / TEST_DEV_QUESTIONS) == []
+    assert task.check_submission(path, folder / TEST_QUESTIONS) == []
+    (folder / TEST_QUESTIONS).unlink()
+    with pytest.raises(InputDataError, match=r"For a complete file of test-dev2015, .* needs exactly one file"):
+        task.check_submission(path, folder / TEST_DEV_QUESTIONS)
 
 
 def test_submissions_have_their_official_names(task: Task) -> None:
