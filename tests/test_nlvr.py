@@ -12,7 +12,7 @@ from PIL import Image
 from dept_vl.command_line import run
 from dept_vl.nlvr import SPLITS, convert, main, sentence_key, summary
 from dept_vl.tasks.nlvr2 import read
-from dept_vl.types import Example
+from dept_vl.types import Example, Target
 from feature_extraction.errors import InputDataError
 
 SENTENCES = {  # official split: the sentence of each set of scenes, and the scenes' labels
@@ -76,7 +76,7 @@ def test_an_example_has_the_sentence_as_it_stands_its_label_and_its_three_boxes(
         text="A box is empty.",
         image_ids=("nlvr-test-7-1-0", "nlvr-test-7-1-1", "nlvr-test-7-1-2"),
         references=("false",),
-        targets=(("false", 1.0),),
+        targets=(Target("false", 1.0),),
         slices={"group": "test-7-0"},
     )
 
