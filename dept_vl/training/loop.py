@@ -114,8 +114,10 @@ def train(
         batches = batches_from(progress.step)
         while progress.step < total_steps and not progress.finished:
             validates = (progress.step + 1) % settings.training.evaluate_every == 0 or progress.step + 1 == total_steps
+            asked = time.monotonic()
             batch = next(batches).to(accelerator.device)
-            update_norms = _update(run, wrapped, batch, progress, total_steps, measures=validates)
+            waited = time.monotonic() - asked
+            update_norms = _update(run, wrapped, batch, progress, total_steps, measures=validates, waited=waited)
             bar.update()
             if validates:
                 best = _validate(run, validate, progress, best, update_norms)
@@ -136,11 +138,19 @@ def train(
 
 
 def _update(
-    run: _Run, wrapped: torch.nn.Module, batch: Batch, progress: Progress, total_steps: int, *, measures: bool
+    run: _Run,
+    wrapped: torch.nn.Module,
+    batch: Batch,
+    progress: Progress,
+    total_steps: int,
+    *,
+    measures: bool,
+    waited: float,
 ) -> dict[str, float]:
     """One optimizer step, and a line of the loss log where a window of steps ends.
 
-    Returns how far each group moved, where the log or the caller (``measures``) wants to know.
+    ``waited`` is how many seconds the batch was waited for. Returns how far each group moved, where the log or the
+    caller (``measures``) wants to know.
     """
     training, step = run.settings.training, progress.step
     started = time.monotonic()
@@ -176,7 +186,7 @@ def _update(
                 "gradient_norm": norm,
                 "learning_rate": {group["name"]: group["lr"] for group in run.optimizer.param_groups},
                 "update_norm": update_norms,
-                "seconds": time.monotonic() - started,
+                "seconds": {"update": time.monotonic() - started, "waiting_for_batch": waited},
             },
         )
         progress.window_loss, progress.window_steps = {}, {}
