@@ -1,4 +1,4 @@
-"""A training run at COCO's true scale on random data: does anything but the model take time?
+"""A training run at COCO's true scale on random data, which shows whether anything but the model takes time.
 
 ``python -m dept_vl.bench.full_scale --help``
 """
@@ -23,7 +23,22 @@ EXAMPLES = """\
 
 VALIDATION_IMAGES = 100
 CAPTION_WORDS = 11  # as many as COCO's captions have on average
-WORDS = "a man woman dog cat red blue table street holding riding sitting on in with of the two next large".split()
+WORDS = (
+    "a",
+    "man",
+    "woman",
+    "dog",
+    "table",
+    "street",
+    "holding",
+    "riding",
+    "sitting",
+    "on",
+    "in",
+    "with",
+    "the",
+    "red",
+)
 
 
 def main(arguments: list[str]) -> None:
