@@ -15,6 +15,7 @@ from dept_vl.config import load_settings
 from dept_vl.own_data.formats import ANNOTATORS, task_files
 from dept_vl.own_data.rows import FORMS, OwnRow, read_table
 from dept_vl.own_data.split import DEFAULT, parse_fractions, split_as_said, split_by_image
+from dept_vl.own_data.table import Column
 from dept_vl.tasks.task import load_task
 from dept_vl.tasks.vqa import majority_answer
 from dept_vl.types import Prediction
@@ -90,7 +91,7 @@ def _summary(folder: Path, task: str, splits: Mapping[str, Sequence[OwnRow]]) ->
     module = load_task(settings)
     examples = {name: module.read(folder, name) for name in splits}
     baselines = dict.fromkeys(splits, "")
-    if task != "caption":
+    if task != "caption":  # of which none is most frequent
         answer = majority_answer(examples["train"])
         for name, members in examples.items():
             scores = module.score([Prediction(one.example_id, answer) for one in members], members)
@@ -100,18 +101,20 @@ def _summary(folder: Path, task: str, splits: Mapping[str, Sequence[OwnRow]]) ->
     everything = [one for members in examples.values() for one in members]
     texts = [f"{settings.prefix}{one.text}" for one in everything]
     targets = [target.text for one in everything for target in one.targets]
-    yield from _cut("questions", texts, "max_text_length", settings.max_text_length)
-    yield from _cut("answers", targets, "max_target_length", settings.max_target_length)
+    text, answers = FORMS[task].text, FORMS[task].answers
+    if text:
+        yield from _cut(text, texts, "max_text_length", settings.max_text_length)
+    yield from _cut(answers, targets, "max_target_length", settings.max_target_length)
 
 
-def _cut(what: str, texts: Sequence[str], key: str, limit: int) -> Iterator[str]:
+def _cut(column: Column, texts: Sequence[str], key: str, limit: int) -> Iterator[str]:
     """That texts are too long for the task's settings, as far as words can tell: a word is one token or more."""
     lengths = [len(text.split()) for text in texts]
     cut = sum(length >= limit for length in lengths)  # the last token is the end of the text
     if cut:
         yield (
-            f"note: {cut:,} {what} are longer (up to {max(lengths)} words) than task.{key}={limit} tokens, and are cut "
-            f"in training. A larger {key} can stand in task.yaml"
+            f'note: {cut:,} texts of "{column.name}" are longer (up to {max(lengths)} words) than task.{key}={limit} '
+            f"tokens, and are cut in training. A larger {key} can stand in task.yaml"
         )
 
 

@@ -31,7 +31,7 @@ class Form(NamedTuple):
     answers: Column
 
 
-_FILES = ("image", "img", "filename", "file", "imagefile", "imagepath", "path", "imageid", "imgid")
+_FILES = ("image", "img", "photo", "picture", "filename", "file", "imagefile", "imagepath", "path", "imageid", "imgid")
 _QUESTION = Column(("question", "query", "sent", "text"))
 _SENTENCE = Column(("sentence", "sent", "statement", "text", "caption", "question"))
 _CAPTIONS = Column(("captions", "caption", "sentences", "sentence", "text", "description"), many=True)
@@ -86,18 +86,17 @@ def read_table(path: Path, task: str, image_source: Path) -> OwnTable:
     lines = read_lines(path, faults)
     keys = tuple(dict.fromkeys(key for line in lines for key in line.cells))
     form = FORMS[task]
-    required = [column for column in form if column]
-    columns = [*required, *(column for column in OPTIONAL if keys_of(column, keys))]
-    absent = [column for column in required if lines and not keys_of(column, keys)]
+    columns = [column for column in (*form, *OPTIONAL) if column and keys_of(column, keys)]
     images = _Images(image_source)
-    rows = [] if absent else [_row(number, line, form, columns, images, faults) for number, line in enumerate(lines, 1)]
+    rows = [_row(number, line, form, columns, images, faults) for number, line in enumerate(lines, start=1)]
     if task == "nlvr2":
         rows = list(_with_truth(rows, faults))
     _check_ids(rows, faults)
     notes = [*_unused(columns, keys), *_repetitions(rows, form, faults), *_leaks(rows, form, faults)]
 
     found = [f"{fault}: {count_and_first(places)}" for fault, places in faults.items() if places]
-    found += [_absence(column, keys) for column in absent] + list(images.faults())
+    found += [_absence(column, keys) for column in form if column and column not in columns and lines]
+    found += images.faults()
     if not lines and not found:
         found = ["there are no rows"]
     if found:
@@ -106,7 +105,7 @@ def read_table(path: Path, task: str, image_source: Path) -> OwnTable:
 
 
 class _Images:
-    """The images of a folder, found by file name or id; what is not found is kept for one message."""
+    """The images of a folder, found by id, file name or path; what is not found is kept for one message."""
 
     def __init__(self, source: Path) -> None:
         self._source = source
@@ -118,13 +117,14 @@ class _Images:
             self._images = list_images(source)
         except InputDataError as error:
             self._fault = str(error)
-        self._by_id = {image.image_id: image for image in self._images}
+        self._by_name = {image.path.name: image for image in self._images}
+        self._by_name |= {image.image_id: image for image in self._images}
         self._by_path = {os.path.normpath(image.path): image for image in self._images}
 
     def find(self, name: str) -> ImageFile:
-        """The image of a table's entry, which is an id or a path relative to the folder."""
+        """The image of a table's entry, which is an id, a file name, or a path relative to the folder."""
         path = os.path.normpath(self._folder / name.replace("\\", "/"))
-        image = self._by_id.get(name) or self._by_path.get(path)
+        image = self._by_name.get(name) or self._by_path.get(path)
         if image is None:
             self._missing[name] = None
         return image or ImageFile(name, Path(path))
@@ -145,7 +145,7 @@ def _row(number: int, line: Line, form: Form, columns: Sequence[Column], images:
     said = {column: texts(line, column, faults) for column in columns}
     for column in columns:
         if not said[column]:
-            faults[f'no "{column.name}"'].append(line.place)
+            faults[f'rows without "{column.name}"'].append(line.place)
     split = "".join(said.get(SPLIT, [])).lower()
     if split and split not in SPLITS:
         faults['a "split" that is none of train, validation, test'].append(f"{split!r} in {line.place}")
@@ -153,9 +153,9 @@ def _row(number: int, line: Line, form: Form, columns: Sequence[Column], images:
         number=number,
         line=line.number,
         own_id="".join(said.get(ID, [str(number)])),
-        images=tuple(images.find(name) for name in said[form.images]),
-        text=" ".join(_spaced(said[form.text])) if form.text else "",
-        answers=tuple(_spaced(said[form.answers])),
+        images=tuple(images.find(name) for name in said.get(form.images, [])),
+        text=" ".join(_spaced(said.get(form.text, []))) if form.text else "",
+        answers=tuple(_spaced(said.get(form.answers, []))),
         split=SPLITS.get(split),
     )
 
@@ -192,9 +192,10 @@ def _repetitions(rows: Iterable[OwnRow], form: Form, faults: Faults) -> Iterator
     for row in rows:
         pairs = [(row.text, tuple(sorted(row.answers)))] if form.text else [(caption, ()) for caption in row.answers]
         for text, answers in pairs:
-            earlier = seen[row.image_ids, text] if text and row.answers else {}
+            earlier = seen[row.image_ids, text] if row.images and text and row.answers else {}
             if answers in earlier:
-                faults[f"rows twice, {asked} and all"].append(f"{earlier[answers].place} and {row.place}")
+                what = "rows" if form.text else "captions of an image"
+                faults[f"{what} given twice"].append(f"{earlier[answers].place} and {row.place}")
             elif earlier:
                 conflicts.append(f"{next(iter(earlier.values())).place} and {row.place}")
             earlier[answers] = row

@@ -17,7 +17,11 @@ from feature_extraction.errors import InputDataError
 
 DELIMITERS = ",;\t"  # of CSV; the header line tells which
 SEPARATOR = "|"  # between several texts in one field of CSV
-SIDES = {name: f"image{number}" for number, side in ((1, "left"), (2, "right")) for name in (side, f"{side}image")}
+SIDES = {
+    name: f"image{number}"
+    for number, side in enumerate(("left", "right"), start=1)
+    for name in (side, f"{side}image", f"image{side}")
+}
 
 
 class Column(NamedTuple):
@@ -119,7 +123,7 @@ def _text(cell: object, column: Column, line: Line, faults: Faults) -> str:
         return "?"
     text = str(cell).strip()
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        faults[f'"{column.name}" is not UTF-8 text'].append(line.place)
+        faults[f'"{column.name}" is not UTF-8 text (save the table as UTF-8)'].append(line.place)
     return text
 
 
