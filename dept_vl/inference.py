@@ -21,7 +21,7 @@ from dept_vl.data.tokens import cache_folder, tokenize_examples
 from dept_vl.leaderboard import write_evaluation
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.vl_t5 import VLT5
-from dept_vl.run_folder import LoadedRun, choose_task, load_run, task_folder
+from dept_vl.run_folder import LoadedRun, choose_task, load_run, read_record, task_folder
 from dept_vl.tasks.task import Task
 from dept_vl.types import Batch, Example, Prediction, Scores
 from feature_extraction.backbones import weight_digest
@@ -113,6 +113,7 @@ def evaluate_run(
         IncompatibleError: the run's adapter does not belong to the backbone or the features.
         UsageError: the run has no such task, or there is one ``output`` for several.
     """
+    read_record(run)  # raises where the folder is that of no run
     settings = settings_from_yaml(run / "config.yaml", overrides)
     names = list(settings.tasks) if task is None else [choose_task(run, settings, task)]
     if len(names) > 1 and (output or features or data):

@@ -39,7 +39,7 @@ REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
 WORDS = (
     *("what", "is", "the", "color", "of", "this", "shape", "are", "there", "any", "how", "many", "red", "blue"),
-    *("green", "yes", "no", "two", "three", "dog", "cat", "?", "vqa", ":"),
+    *("green", "yes", "no", "two", "three", "dog", "cat", "?", "vqa", ":", "true", "false"),
 )
 TOY_IMAGES = tuple(sorted(f"toy_{split}_{number:012d}" for split in ("train", "val", "test") for number in range(4)))
 TOY_QUESTIONS = (

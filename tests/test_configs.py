@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from dept_vl.config import (
     GROUPS,
@@ -17,11 +18,16 @@ from dept_vl.config import (
     settings_to_yaml,
 )
 from dept_vl.model.backbone import Backbone
-from dept_vl.model.build import build_model
+from dept_vl.model.build import BuiltModel, build_model
 from dept_vl.tasks.task import load_task
 
 LAYERS = [(group, name) for group in GROUPS for name in layer_names(group)]
 METHODS = layer_names("method")
+
+
+def build(settings: Settings, backbone: Backbone) -> BuiltModel:
+    answers = {name: load_task(task).labels or ("yes", "no") for name, task in settings.tasks.items()}
+    return build_model(settings, backbone, visual_tokens=4, feature_width=6, seed=0, answers=answers)
 
 
 def test_every_yaml_file_is_a_layer() -> None:
@@ -46,14 +52,16 @@ def test_every_layer_builds_settings_with_every_method(group: str, name: str, me
 def test_every_task_builds_a_model_with_every_method(backbone: Backbone, task: str, method: str) -> None:
     settings = load_settings({"task": task, "method": method}, [])
     assert load_task(settings.task).name == settings.task.name
-    built = build_model(settings, backbone, visual_tokens=4, feature_width=6, seed=0)
+    built = build(settings, backbone)
     assert built.trainable.own + built.trainable.visual > 0
 
 
 @pytest.mark.parametrize(("recipe", "method"), list(product(layer_names("recipe"), METHODS)))
 def test_every_recipe_builds_a_model_with_every_method(backbone: Backbone, recipe: str, method: str) -> None:
-    settings = load_settings({"task": "vqa", "recipe": recipe, "method": method}, ["method.rank=null"])
-    build_model(settings, backbone, visual_tokens=4, feature_width=6, seed=0)
+    layer = OmegaConf.load(configs_folder() / "recipe" / f"{recipe}.yaml")
+    assert isinstance(layer, DictConfig)
+    tasks = ",".join(map(str, layer.get("tasks") or ["vqa"]))
+    build(load_settings({"task": tasks, "recipe": recipe, "method": method}, ["method.rank=null"]), backbone)
 
 
 @pytest.mark.parametrize(("group", "name"), LAYERS)

@@ -38,9 +38,10 @@ def test_every_question_is_answered_once_and_the_scores_are_printed(
     captured = capsys.readouterr()
     printed = dict(line.rsplit(maxsplit=1) for line in captured.out.splitlines())
     assert printed == {name: "null" if value is None else str(value) for name, value in metrics.items()}
-    assert captured.err.splitlines()[-2:] == [
-        "trainable parameters: 160 of dept itself + 320 of the visual embedding = 480 (4.21 % of 11,408)",
+    assert captured.err.splitlines()[-3:] == [
+        "trainable parameters: 160 of dept itself + 320 of the visual embedding = 480 (4.20 % of 11,440)",
         f"Leaderboard file: {tmp_path / SUBMISSION}",
+        "number is null: no example has an answer_type of this kind",
     ]
 
 

@@ -25,6 +25,7 @@ FLOORS = (
     {
         "dept_vl.training",
         "dept_vl.inference",
+        "dept_vl.answer_log",
         "dept_vl.leaderboard",
         "dept_vl.run_folder",
         "dept_vl.own_data",

@@ -75,7 +75,7 @@ def test_messages_tell_sizes_counts_and_the_best_step(
     lines = capsys.readouterr().err.splitlines()
     assert lines[:3] == [
         "DePT: l=10 m=4 s=8 d=16 r=4: 160 of 160 parameters",
-        "trainable parameters: 160 of dept itself + 320 of the visual embedding = 480 (4.21 % of 11,408)",
+        "trainable parameters: 160 of dept itself + 320 of the visual embedding = 480 (4.20 % of 11,440)",
         "14 training and 6 validation examples, 7 steps of 4 (2.3 epochs)",
     ]
     assert lines[-2].startswith("Best step 3: accuracy ")
