@@ -32,14 +32,15 @@ class Form(NamedTuple):
 
 
 _FILES = ("image", "img", "photo", "picture", "filename", "file", "imagefile", "imagepath", "path", "imageid", "imgid")
+_IMAGE = Column((*_FILES, "images"))
 _QUESTION = Column(("question", "query", "sent", "text"))
 _SENTENCE = Column(("sentence", "sent", "statement", "text", "caption", "question"))
 _CAPTIONS = Column(("captions", "caption", "sentences", "sentence", "text", "description"), many=True)
 FORMS = {
-    "vqa": Form(Column(_FILES), _QUESTION, Column(("answers", "answer", "labels", "label", "target"), many=True)),
-    "caption": Form(Column(_FILES), None, _CAPTIONS),
+    "vqa": Form(_IMAGE, _QUESTION, Column(("answers", "answer", "labels", "label", "target"), many=True)),
+    "caption": Form(_IMAGE, None, _CAPTIONS),
     "nlvr2": Form(Column(("images", *_FILES), many=True), _SENTENCE, Column(("label", "answer", "truth", "target"))),
-    "gqa": Form(Column(_FILES), _QUESTION, Column(("answer", "answers", "label", "target"))),
+    "gqa": Form(_IMAGE, _QUESTION, Column(("answer", "answers", "label", "target"))),
 }
 ID = Column(("id", "questionid", "identifier", "uid", "qid", "exampleid"))
 SPLIT = Column(("split", "subset", "partition"))

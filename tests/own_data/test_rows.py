@@ -69,6 +69,7 @@ def test_a_sound_row_is_read(
         ("vqa", "Image,Question,Answers\na.jpg,What is it?,a dog|dog\n"),
         ("vqa", "img;query;answer1;answer2;answer3\na;What is it?;a dog;dog;\n"),
         ("gqa", "image_id,question,answer\na,What is it?,dog\n"),
+        ("gqa", "images,question,answers\na.jpg,What is it?,dog\n"),
         ("caption", "file name,caption 1,caption 2\na.jpg,A dog.,A big dog.\n"),
         ("nlvr2", "left,right,sentence,label\na.jpg,b.jpg,Both are dogs.,yes\n"),
         ("nlvr2", "statement,images,truth\nBoth are dogs.,a|b,1\n"),
