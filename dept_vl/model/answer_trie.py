@@ -53,5 +53,5 @@ class AnswerTrie:
         return list(node) or [self._end_id]
 
     def text(self, ids: Sequence[int]) -> str:
-        """The answer of some token ids up to the end token, as the list spells it: decoding might spell it otherwise."""
+        """The answer of some token ids up to the end token, as the list spells it (decoding may not)."""
         return self._texts[tuple(takewhile(lambda token: token != self._end_id, ids))]

@@ -9,11 +9,21 @@ import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
-from dept_vl.config import BackboneSettings, MethodSettings, Settings, TaskSettings, VisualSettings
+from dept_vl.config import (
+    BackboneSettings,
+    MethodSettings,
+    OptimizerSettings,
+    Settings,
+    TaskSettings,
+    VisualSettings,
+)
+from dept_vl.model.adapter import trained_tensors
 from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import BuiltModel, build_model
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
+from dept_vl.model.heads import ClassificationHead, FirstStepHead, GenerationHead
 from dept_vl.model.soft_prompt import SoftPrompt
+from dept_vl.training.optimizer import make_optimizer
 from dept_vl.types import Batch
 from feature_extraction.errors import UsageError
 
@@ -24,8 +34,31 @@ DEPT = Settings(
 )
 
 
+TWO = replace(DEPT, tasks={"vqa": TaskSettings(max_text_length=8), "nlvr2": TaskSettings("nlvr2", max_text_length=6)})
+ANSWERS = {"vqa": ("red", "blue", "two"), "nlvr2": ("true", "false")}
+
+
 def build(settings: Settings, backbone: Backbone, *, seed: int = 0) -> BuiltModel:
-    return build_model(settings, backbone, visual_tokens=4, feature_width=6, seed=seed)
+    return build_model(settings, backbone, visual_tokens=4, feature_width=6, seed=seed, answers=ANSWERS)
+
+
+def per_task(settings: Settings = TWO) -> Settings:
+    """The settings with a prompt for each task."""
+    return replace(settings, method=replace(settings.method, prompt_sharing="per_task"))
+
+
+def with_task(**changes: object) -> Settings:
+    return replace(DEPT, tasks={"vqa": replace(DEPT.task, **changes)})
+
+
+def step(built: BuiltModel, batch: Batch) -> None:
+    """A step of training with weight decay in every group."""
+    optimizer = make_optimizer(
+        [group._replace(weight_decay=0.1) for group in built.groups], replace(OptimizerSettings(), prompt_lr=1.0)
+    )
+    built.model.train()(batch).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def with_method(**changes: object) -> Settings:
@@ -46,7 +79,7 @@ def test_dept_has_a_short_prompt_and_the_rank_of_its_budget(backbone: Backbone) 
 
 
 def test_prompt_tuning_spends_the_whole_budget_on_its_prompt(backbone: Backbone) -> None:
-    prompt = build(with_method(name="prompt"), backbone).model.encoder.prompt
+    (prompt,) = build(with_method(name="prompt"), backbone).model.encoder.prompts().values()
     assert type(prompt) is SoftPrompt
     assert prompt.prompt.shape == (10, 16)
 
@@ -126,8 +159,7 @@ def test_the_text_start_repeats_the_text_with_its_end_token(backbone: Backbone) 
 
 def test_the_normal_start_is_standard_normal(backbone: Backbone) -> None:
     settings = with_method(name="prompt", budget_length=500, prompt_init="normal")
-    prompt = build(settings, backbone).model.encoder.prompt
-    assert prompt is not None
+    (prompt,) = build(settings, backbone).model.encoder.prompts().values()
     assert prompt.prompt.std().item() == pytest.approx(1, abs=0.05)
 
 
@@ -184,6 +216,137 @@ def test_the_visual_embedding_has_the_sizes_of_store_and_task(backbone: Backbone
     assert visual.image_order.weight.shape == (2, 16)
     assert visual.object_order.weight.shape == (4, 16)
     assert visual.feature_norm.eps == backbone.t5.config.layer_norm_epsilon
+
+
+def test_each_task_has_the_head_of_its_settings(backbone: Backbone) -> None:
+    task = TaskSettings(max_target_length=7, num_beams=3, loss="token")
+    tasks = {
+        "vqa": replace(task, constrained=True),
+        "caption": task,
+        "nlvr2": replace(task, head="first_step"),
+        "gqa": replace(task, name="gqa", head="classification"),
+    }
+    answers = ANSWERS | {"gqa": ("yes", "no")}
+    settings = replace(DEPT, tasks=tasks)
+    heads = build_model(settings, backbone, visual_tokens=4, feature_width=6, seed=0, answers=answers).model.heads
+    assert list(heads) == list(tasks)
+    constrained, free, first_step, classes = heads.values()
+    assert type(free) is type(constrained) is GenerationHead
+    for head in (free, constrained):
+        assert (head.max_length, head.num_beams, head.token_mean) == (7, 3, True)
+    assert free.trie is None
+    assert constrained.trie is not None
+    assert isinstance(first_step, FirstStepHead)
+    assert (first_step.labels, first_step.max_length) == (["true", "false"], 7)
+    assert isinstance(classes, ClassificationHead)
+    assert classes.vocabulary == ["yes", "no"]
+    assert not with_task().task.constrained
+    plain = build(DEPT, backbone).model.heads["vqa"]
+    assert isinstance(plain, GenerationHead)
+    assert not plain.token_mean
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"head": "classification"}, "task.head=classification, task.constrained=false"),
+        ({"constrained": True}, "task.head=generation, task.constrained=true"),
+    ],
+)
+@pytest.mark.parametrize("answers", [None, {}, {"vqa": []}, {"gqa": ["yes"]}])
+def test_a_head_that_needs_answers_is_refused_without_them(
+    backbone: Backbone, change: dict[str, object], told: str, answers: dict[str, list[str]] | None
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        build_model(with_task(**change), backbone, visual_tokens=4, feature_width=6, seed=0, answers=answers)
+    assert str(raised.value) == (
+        f"Task vqa is to answer from a list ({told}), but none is given. Training makes it from the training examples"
+    )
+
+
+def test_several_tasks_share_one_prompt_of_the_longest_texts(backbone: Backbone) -> None:
+    built = build(TWO, backbone)
+    prompt = prompt_of(built)
+    assert prompt.a.shape == (8, 4)
+    assert [name for group in built.groups for name in group.parameters][:3] == [
+        "prompt.prompt",
+        "prompt.a",
+        "prompt.b",
+    ]
+    assert list(built.model.encoder.prompts()) == ["prompt"]
+
+
+def test_each_task_may_have_its_own_prompt_of_its_own_text_length(backbone: Backbone) -> None:
+    built = build(per_task(), backbone)
+    prompts = built.model.encoder.prompts()
+    assert list(prompts) == ["prompt.vqa", "prompt.nlvr2"]
+    sizes = [(len(one.prompt), one.a.shape) for one in prompts.values() if isinstance(one, DecomposedPrompt)]
+    assert sizes == [(4, (8, 4)), (4, (6, 4))]  # (10 - 4) * 16 // (6 + 16) = 4
+    groups = {group.name: list(group.parameters) for group in built.groups}
+    assert groups["prompt"] == ["prompt.vqa.prompt", "prompt.nlvr2.prompt"]
+    assert groups["low_rank"] == ["prompt.vqa.a", "prompt.vqa.b", "prompt.nlvr2.a", "prompt.nlvr2.b"]
+    assert built.notes[:2] == [
+        "vqa: DePT: l=10 m=4 s=8 d=16 r=4: 160 of 160 parameters",
+        "nlvr2: DePT: l=10 m=4 s=6 d=16 r=4: 152 of 160 parameters",
+    ]
+    assert built.trainable.own == 160 + 152
+
+
+def test_tasks_do_not_start_from_the_same_prompt(backbone: Backbone) -> None:
+    one, other = build(per_task(), backbone).model.encoder.prompts().values()
+    assert not torch.equal(one.prompt, other.prompt)
+
+
+@pytest.mark.parametrize("method", ["visual_only", "full"])
+def test_methods_without_a_prompt_have_none_for_any_task(backbone: Backbone, method: str) -> None:
+    settings = per_task(replace(TWO, method=replace(TWO.method, name=method)))
+    assert build(settings, backbone).model.encoder.prompt is None
+
+
+@pytest.mark.parametrize("method", ["dept", "prompt"])
+def test_a_step_of_one_task_leaves_every_byte_of_the_other_s_prompt_and_head(
+    backbone: Backbone, make_batch: Callable[..., Batch], method: str
+) -> None:
+    tasks = {name: replace(task, head="classification") for name, task in TWO.tasks.items()}
+    built = build(per_task(replace(TWO, tasks=tasks, method=replace(TWO.method, name=method))), backbone)
+    before = {name: value.clone() for name, value in trained_tensors(built.model, built.groups).items()}
+    for _ in range(2):  # the first step moves B alone
+        step(built, make_batch((5, 3), task="vqa", answers=3))
+    after = trained_tensors(built.model, built.groups)
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {name for name in after if "nlvr2" not in name}
+
+
+def test_steps_of_two_tasks_move_the_one_prompt_that_they_share(
+    backbone: Backbone, make_batch: Callable[..., Batch]
+) -> None:
+    built = build(TWO, backbone)
+    prompt = prompt_of(built)
+    for task in ("vqa", "nlvr2"):
+        before = prompt.prompt.detach().clone()
+        step(built, make_batch((5, 3), task=task))
+        assert not torch.equal(prompt.prompt, before)
+    assert sum(value is prompt.prompt for value in built.model.parameters()) == 1
+
+
+def test_with_a_prompt_of_its_own_a_task_is_answered_by_that_one(
+    backbone: Backbone, make_batch: Callable[..., Batch]
+) -> None:
+    """As by a model of this task alone that has the same prompt."""
+    both, alone = build(per_task(), backbone), build(replace(TWO, tasks={"nlvr2": TWO.tasks["nlvr2"]}), backbone)
+    batch = make_batch((5, 3), task="nlvr2")
+    prompts = [both.model.encoder.prompts()["prompt.nlvr2"], alone.model.encoder.prompts()["prompt"]]
+    losses = [built.model.eval().loss(batch).loss for built in (both, alone)]
+    assert not torch.equal(*losses)
+    prompts[1].load_state_dict(prompts[0].state_dict())
+    assert torch.equal(losses[0], alone.model.loss(batch).loss)
+
+
+def test_the_visual_embedding_has_room_for_the_task_of_most_images(backbone: Backbone) -> None:
+    tasks = {"vqa": TWO.tasks["vqa"], "nlvr2": replace(TWO.tasks["nlvr2"], images_per_example=2)}
+    visual = build(replace(TWO, tasks=tasks), backbone).model.encoder.visual_embedding
+    assert visual is not None
+    assert visual.image_order.weight.shape == (2, 16)
 
 
 def test_the_recipe_of_the_embedded_backbone_fits_its_budget() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dept_vl.model.soft_prompt import COMMON_TOKENS, SoftPrompt, from_normal, from_text, from_vocabulary
+from dept_vl.model.soft_prompt import COMMON_TOKENS, SoftPrompt, TaskPrompts, from_normal, from_text, from_vocabulary
 
 
 def table(rows: int, width: int = 4) -> torch.Tensor:
@@ -23,6 +23,21 @@ def test_a_soft_prompt_leaves_the_text_as_it_is() -> None:
     assert prompt.embed_text(embedded, torch.ones(2, 5, dtype=torch.bool)) is embedded
     assert [name for name, _ in prompt.named_parameters()] == ["prompt"]
     assert not list(prompt.buffers())
+
+
+def test_one_prompt_serves_every_task_under_one_name() -> None:
+    prompt = SoftPrompt(torch.ones(3, 4))
+    assert prompt.for_task("vqa") is prompt.for_task("caption") is prompt
+    assert prompt.by_name() == {"prompt": prompt}
+
+
+def test_each_task_may_have_a_prompt_of_its_own_under_its_name() -> None:
+    vqa, caption = SoftPrompt(torch.ones(3, 4)), SoftPrompt(torch.zeros(2, 4))
+    prompts = TaskPrompts({"vqa": vqa, "caption": caption})
+    assert prompts.for_task("vqa") is vqa
+    assert prompts.for_task("caption") is caption
+    assert prompts.by_name() == {"prompt.vqa": vqa, "prompt.caption": caption}
+    assert {id(value) for value in prompts.parameters()} == {id(vqa.prompt), id(caption.prompt)}
 
 
 def test_vocabulary_rows_are_sampled_from_the_common_tokens_without_the_special_ones() -> None:
