@@ -114,7 +114,7 @@ def check_name(path: Path, templates: Sequence[str]) -> list[str]:
 def contents(path: Path) -> str:
     """How many rows a faultless leaderboard file has; of an archive, each of its files."""
     content = read_content(path)
-    if content.startswith(b"PK"):
+    if content.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(BytesIO(content)) as archive:
             return " and ".join(f"{name} with {_rows(archive.read(name))}" for name in archive.namelist())
     return _rows(content)
