@@ -108,7 +108,8 @@ def task_turns(epoch_steps: Mapping[str, int], *, total_steps: int, temperature:
     turn where there are as many steps as tasks.
     """
     names = list(epoch_steps)
-    weights = np.array([epoch_steps[name] for name in names], dtype=np.float64) ** (1 / temperature)
+    sizes = np.array([epoch_steps[name] for name in names], dtype=np.float64)
+    weights = (sizes / sizes.max()) ** (1 / temperature)  # relative ones, as no power makes them infinite
     # Largest remainders: the shares come out to a step, not only on average.
     exact = weights / weights.sum() * total_steps
     counts = np.floor(exact).astype(np.int64)

@@ -56,6 +56,20 @@ def test_no_target_is_the_end_token_with_weight_zero(make_dataset: Make) -> None
     assert item.target_weight == 0.0
 
 
+def test_an_item_carries_the_score_of_each_answer_of_the_vocabulary(make_dataset: Make) -> None:
+    """Whatever target is drawn; answers outside the vocabulary count as none."""
+    plain = make_dataset(2)  # red: 0.9, blue w1: 0.3
+    answers = ["w1", "red", "blue w1", "blue"]
+    dataset = ExampleDataset(plain.examples, plain.tokens, plain._store, task="toy", answers=answers)
+    for target in (NO_TARGET, 2, 3):
+        scores = dataset.item(1, target).answer_scores
+        assert scores.dtype == np.float32
+        assert scores.tolist() == pytest.approx([0, 0.9, 0.3, 0])
+    outside = ExampleDataset(plain.examples, plain.tokens, plain._store, task="toy", answers=["w1", "w2"])
+    assert outside.item(0).answer_scores.tolist() == [0, 0]
+    assert plain.item(0).answer_scores.shape == (0,)
+
+
 def test_an_image_without_features_is_an_error_that_names_it(make_dataset: Make) -> None:
     dataset = make_dataset(1)
     foreign = ExampleDataset([Example("q0", "", ("elsewhere",))], dataset.tokens, dataset._store, task="toy")

@@ -4,9 +4,9 @@ import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 
 import pytest
@@ -201,6 +201,67 @@ def test_evaluation_gives_every_example_once_and_no_targets(dataset: ExampleData
     assert sorted(ids) == sorted(example.example_id for example in dataset.examples)
     assert all((batch.target_ids == 1).all() and (batch.target_weights == 0).all() for batch in found)
     assert all(len(batch.example_ids) <= 7 for batch in found)
+
+
+def answered(dataset: ExampleDataset, *, world: int = 1, done: Collection[str] = (), workers: int = 0) -> list[Batch]:
+    """The batches of all processes, in the order of one process."""
+    shares = [
+        list(
+            evaluation_batches(
+                dataset, batch_size=7, bucket_width=8, rank=rank, world=world, workers=workers, done=done
+            )
+        )
+        for rank in range(world)
+    ]
+    return [one for row in zip_longest(*shares) for one in row if one is not None]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 9])
+def test_evaluation_batches_are_the_same_on_any_number_of_processes(dataset: ExampleDataset, world: int) -> None:
+    alone, shared = answered(dataset), answered(dataset, world=world)
+    assert len(alone) == 8
+    assert len(shared) == len(alone)
+    assert all(map(equal, shared, alone))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_batches_that_are_answered_are_left_out_and_the_others_stay_as_they_were(
+    dataset: ExampleDataset, world: int, workers: int
+) -> None:
+    alone = answered(dataset)
+    for places in ((), (0,), (0, 1, 5), (7,), range(8)):
+        done = {example_id for place in places for example_id in alone[place].example_ids}
+        left = [batch for place, batch in enumerate(alone) if place not in places]
+        found = answered(dataset, world=world, done=done, workers=workers)
+        assert len(found) == len(left)
+        assert all(map(equal, found, left))
+
+
+def test_a_batch_that_is_answered_in_part_is_answered_whole(dataset: ExampleDataset) -> None:
+    """Its answers must not depend on where the evaluation was stopped."""
+    alone = answered(dataset)
+    found = answered(dataset, done=set(alone[2].example_ids[1:]) | set(alone[3].example_ids))
+    assert len(found) == len(alone) - 1
+    assert all(map(equal, found, alone[:3] + alone[4:]))
+
+
+def test_what_is_left_is_shared_equally(dataset: ExampleDataset) -> None:
+    done = {example_id for batch in answered(dataset)[::2] for example_id in batch.example_ids}
+    shares = [
+        list(evaluation_batches(dataset, batch_size=7, bucket_width=8, rank=rank, world=2, done=done))
+        for rank in range(2)
+    ]
+    assert [len(share) for share in shares] == [2, 2]
+
+
+def test_done_ids_of_other_examples_do_not_matter(dataset: ExampleDataset) -> None:
+    assert len(answered(dataset, done={"elsewhere"})) == 8
+
+
+def test_batches_carry_the_name_of_their_task(dataset: ExampleDataset) -> None:
+    assert {batch.task for batch in answered(dataset)} == {"toy"}
+    assert read(dataset, 1)[0].batch.task == "toy"
 
 
 def test_no_examples_give_no_evaluation_batches(make_dataset: Make) -> None:

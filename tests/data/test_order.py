@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from dept_vl.data.order import (
     random_stream,
     share,
     steps_per_epoch,
+    task_turns,
 )
 from feature_extraction.errors import InputDataError, UsageError
 
@@ -117,3 +121,77 @@ def test_evaluation_starts_with_the_longest_and_keeps_the_order_of_equals() -> N
         [4, 0],
         [2],
     ]
+
+
+SIZES = {"vqa": 30, "caption": 6, "nlvr2": 4}  # steps in an epoch
+
+
+def turns(**changes: Any) -> list[tuple[str, int]]:
+    settings = {"epoch_steps": SIZES, "total_steps": 80, "temperature": 1.0, "seed": 3}
+    return list(task_turns(**(settings | changes)))
+
+
+def counts(**changes: Any) -> dict[str, int]:
+    return Counter(task for task, _ in turns(**changes))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 20])
+def test_at_temperature_one_every_task_is_gone_through_equally_often(epochs: int) -> None:
+    assert counts(total_steps=40 * epochs) == {name: size * epochs for name, size in SIZES.items()}
+
+
+@pytest.mark.parametrize("total", [40, 41, 55, 79, 1000])
+def test_shares_come_out_to_less_than_a_step(total: int) -> None:
+    found = counts(total_steps=total)
+    assert sum(found.values()) == total
+    assert all(abs(found[name] - size / 40 * total) < 1 for name, size in SIZES.items())
+
+
+def test_shares_go_with_the_power_of_the_sizes_that_the_temperature_is_the_inverse_of() -> None:
+    roots = {name: size**0.5 for name, size in SIZES.items()}
+    found = counts(total_steps=1000, temperature=2.0)
+    assert all(abs(found[name] - 1000 * root / sum(roots.values())) < 1 for name, root in roots.items())
+
+
+def test_a_huge_temperature_makes_the_shares_equal_and_a_tiny_one_leaves_each_other_task_one_turn() -> None:
+    assert counts(total_steps=90, temperature=1e9) == {"vqa": 30, "caption": 30, "nlvr2": 30}
+    large = {name: 10_000 * size for name, size in SIZES.items()}
+    assert counts(epoch_steps=large, temperature=0.01) == {"vqa": 78, "caption": 1, "nlvr2": 1}
+
+
+@pytest.mark.parametrize("total", [3, 4, 5, 10])
+def test_every_task_has_at_least_one_turn(total: int) -> None:
+    found = counts(epoch_steps={"vqa": 1_000_000, "caption": 1, "nlvr2": 1}, total_steps=total)
+    assert found == {"vqa": total - 2, "caption": 1, "nlvr2": 1}
+
+
+def test_of_fewer_steps_than_tasks_each_is_another_task_s() -> None:
+    assert counts(epoch_steps=dict.fromkeys("abcd", 5), total_steps=3).most_common(1)[0][1] == 1
+    assert turns(total_steps=0) == []
+
+
+def test_each_task_s_own_steps_count_up_from_zero() -> None:
+    found = turns()
+    for name in SIZES:
+        own = [step for task, step in found if task == name]
+        assert own == list(range(len(own)))
+
+
+def test_turns_are_a_function_of_the_seed() -> None:
+    assert turns() == turns()
+    assert turns() != turns(seed=4)
+    assert counts() == counts(seed=4)
+
+
+def test_turns_are_mixed_over_the_whole_run() -> None:
+    found = [task for task, _ in turns(total_steps=400)]
+    for part in (found[:100], found[100:200], found[200:300], found[300:]):
+        assert abs(part.count("vqa") - 75) < 18  # four standard deviations: 4 * sqrt(100 * 0.75 * 0.25)
+
+
+def test_the_turns_of_this_version_are_kept() -> None:
+    assert "".join(task[0] for task, _ in turns(total_steps=20)) == "vvvvnvvvvncvcvcvvvvv"
+
+
+def test_one_task_alone_has_all_turns() -> None:
+    assert turns(epoch_steps={"vqa": 3}, total_steps=5) == [("vqa", step) for step in range(5)]
