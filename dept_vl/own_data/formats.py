@@ -140,14 +140,19 @@ WRITERS: dict[str, Callable[[Splits], Iterator[tuple[str, bytes]]]] = {
 def _settings(task: str, splits: Splits) -> str:
     """The layer of settings that training lays over those of the task."""
     names = {name: f"karpathy_{KARPATHY[name]}" if task == "caption" else name for name in splits}
-    images = len(next(iter(splits["train"])).images)
-    return (
-        "# How this folder differs from the task's own data set; more settings of the task may be added.\n"
-        "task:\n"
-        f"  splits: {{{', '.join(f'{name}: {source}' for name, source in names.items())}}}\n"
-        f"  images_per_example: {images}\n"
-        "  answer_count: null        # a classification head tells all training answers apart\n"
-    )
+    rows = splits["train"]
+    lines = [
+        "# How this folder differs from the task's own data set; any other setting of the task can be added.",
+        "task:",
+        f"  splits: {{{', '.join(f'{name}: {source}' for name, source in names.items())}}}",
+        f"  images_per_example: {len(rows[0].images)}",
+    ]
+    if task == "vqa":
+        lines.append("  answer_count: null  # a classification head tells all training answers apart")
+    if task == "caption":
+        captions, images = sum(len(row.answers) for row in rows), len({row.image_ids for row in rows})
+        lines.append(f"  passes_per_epoch: {max(1, round(captions / images))}  # each caption once, on average")
+    return "\n".join(lines) + "\n"
 
 
 def _list(records: Iterable[Record]) -> bytes:

@@ -139,5 +139,18 @@ def test_the_settings_name_the_splits_that_there_are(make_row: MakeRow) -> None:
     settings = task_files("nlvr2", splits)["task.yaml"].decode()
     assert "splits: {train: train, validation: validation}" in settings
     assert "images_per_example: 3" in settings
+    assert "answer_count" not in settings
+    assert "answer_count: null" in task_files("vqa", splits)["task.yaml"].decode()
     settings = task_files("caption", splits)["task.yaml"].decode()
     assert "splits: {train: karpathy_train, validation: karpathy_val}" in settings
+
+
+def test_an_epoch_sees_each_caption_once_on_average(make_row: MakeRow) -> None:
+    rows = [
+        make_row(1, "a", answers=("1", "2")),
+        make_row(2, "a", answers=("3",)),
+        make_row(3, "b", answers=("4", "5")),
+    ]
+    assert "passes_per_epoch: 2 " in task_files("caption", {"train": rows})["task.yaml"].decode()
+    assert "passes_per_epoch: 1 " in task_files("caption", {"train": rows[1:2]})["task.yaml"].decode()
+    assert "passes_per_epoch" not in task_files("vqa", {"train": rows})["task.yaml"].decode()
