@@ -45,10 +45,12 @@ def main(arguments: list[str]) -> None:
     )
     options = parser.parse_intermixed_args(arguments)
     chosen = {group: getattr(options, group) for group in ("backbone", "method", "task", "recipe")}
-    names = options.task.split(",")
+    names = list(dict.fromkeys(name.strip() for name in options.task.split(",")))
     data = paths_by_task("--data", options.data, names)
     # A wrong setting is told at once, before torch is loaded.
     settings = load_settings(chosen, options.overrides, data=data)
+    if list(settings.tasks) != names:
+        raise UsageError(f"task={','.join(settings.tasks)}: the tasks of a training are named by --task alone")
     foreign = [override for override in options.overrides if override.startswith("features")]
     if foreign:
         raise UsageError(

@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from dept_vl.command_line import Parser, StopSignal, command_text, run, say
+from dept_vl.command_line import Parser, StopSignal, command_text, paths_by_task, run, say
 from feature_extraction.errors import (
     DamagedError,
     DiskFullError,
@@ -169,6 +170,56 @@ def test_help_has_the_examples_and_the_exit_codes() -> None:
     assert "usage: python -m dept_vl.train" in text
     assert "examples:\n  an example\n" in text
     assert "75 interrupted, the same command goes on" in text
+
+
+TASKS = ("vqa", "caption")
+
+
+@pytest.mark.parametrize(
+    ("values", "vqa", "caption"),
+    [
+        (["data"], "data", "data"),
+        (["vqa=v", "caption=c"], "v", "c"),
+        (["caption=c", "vqa=v"], "v", "c"),
+        (["vqa=a=b", "caption=./c d"], "a=b", "./c d"),
+        (["./vqa=1"], "./vqa=1", "./vqa=1"),  # a folder's name, since no task is called so
+        (["vqa="], "vqa=", "vqa="),
+    ],
+)
+def test_a_path_is_for_every_task_or_for_the_one_before_the_equals_sign(
+    values: list[str], vqa: str, caption: str
+) -> None:
+    assert paths_by_task("--data", values, TASKS) == {"vqa": Path(vqa), "caption": Path(caption)}
+
+
+def test_paths_come_in_the_order_of_the_options() -> None:
+    assert list(paths_by_task("--data", ["caption=c", "vqa=v"], TASKS)) == ["caption", "vqa"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["gqa=g"], "--data gqa=g is about task 'gqa', but --task names vqa, caption"),
+        (
+            ["a", "b"],
+            "--data is given twice for task 'vqa'. Give it once, or once for each task: --data TASK=PATH",
+        ),
+        (
+            ["a", "caption=c"],
+            "--data is given twice for task 'caption'. Give it once, or once for each task: --data TASK=PATH",
+        ),
+        (
+            ["vqa=v", "vqa=w"],
+            "--data is given twice for task 'vqa'. Give it once, or once for each task: --data TASK=PATH",
+        ),
+        (["vqa=v"], "--data is missing for caption. Give --data caption=PATH too"),
+        ([], "--data is missing for vqa, caption. Give --data vqa=PATH too"),
+    ],
+)
+def test_a_task_without_a_path_or_with_two_and_a_path_of_no_task_are_refused(values: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        paths_by_task("--data", values, TASKS)
+    assert str(raised.value) == message
 
 
 def without_torch(script: str) -> str:

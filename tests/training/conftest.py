@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class Bench:
     settings: Settings
     make_batch: Callable[..., Batch]
     total_steps: int = 6
-    scores: Sequence[float] = ()
+    scores: Sequence[float] | Mapping[str, Sequence[float]] = ()  # of every task, or of each
     share: float = 0.5
     stop: StopSignal = field(default_factory=StopSignal)
     change: Callable[[int, Batch], Batch] = lambda step, batch: batch
@@ -51,7 +51,8 @@ class Bench:
     def _batches_from(self, step: int) -> Iterator[Batch]:
         while True:
             self.given.append(step)
-            yield self.change(step, self.make_batch((5, 3), seed=step))
+            names = list(self.settings.tasks)
+            yield self.change(step, self.make_batch((5, 3), seed=step, task=names[step % len(names)]))
             step += 1
 
     def _validate(self, model: VLT5) -> dict[str, Validation]:
@@ -59,22 +60,32 @@ class Bench:
         step = self.given[-1] + 1
         self.validated.append(step)
         number = step // self.settings.training.evaluate_every
-        score = dict(enumerate(self.scores, start=1)).get(number, 0.0)
-        return {"vqa": Validation({"accuracy": score, "number": None}, score, "yes", self.share)}
+        found = {}
+        for task in self.settings.tasks:
+            scores = self.scores[task] if isinstance(self.scores, Mapping) else self.scores
+            score = dict(enumerate(scores, start=1)).get(number, 0.0)
+            found[task] = Validation({"accuracy": score, "number": None}, score, "yes", self.share)
+        return found
 
 
 @pytest.fixture
 def make_bench(
     make_t5: Callable[..., T5ForConditionalGeneration], backbone: Backbone, make_batch: Callable[..., Batch]
 ) -> Callable[..., Bench]:
-    """Runs of DePT on a T5 of their own, with ``training`` settings changed."""
+    """Runs of DePT on a T5 of their own, with ``training`` settings changed. Several tasks take turns one by one."""
 
     def make(
-        folder: Path, *, method: str = "dept", optimizer: OptimizerSettings | None = None, **training: object
+        folder: Path,
+        *,
+        method: str = "dept",
+        tasks: Sequence[str] = ("vqa",),
+        sharing: str = "shared",
+        optimizer: OptimizerSettings | None = None,
+        **training: object,
     ) -> Bench:
         settings = Settings(
-            method=MethodSettings(name=method, budget_length=10, prompt_length=4),
-            tasks={"vqa": TaskSettings(max_text_length=8)},
+            method=MethodSettings(name=method, budget_length=10, prompt_length=4, prompt_sharing=sharing),
+            tasks={name: TaskSettings(name, max_text_length=8) for name in tasks},
             optimizer=optimizer or OptimizerSettings(),
             training=replace(TrainingSettings(evaluate_every=2, checkpoint_every=2, log_every=1), **training),
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from dept_vl.training import checkpoint as module
@@ -94,6 +95,20 @@ def test_a_saved_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     assert saved == tmp_path / "step-00000200"
     assert names(saved) == list(FILES)
     assert same(load_newest_checkpoint(tmp_path), make(200))
+
+
+def test_the_best_tensors_of_several_tasks_are_saved_once_for_each_step(tmp_path: Path) -> None:
+    """Of the three tasks two are best at the same step."""
+    saved = save_checkpoint(tmp_path, make(20))
+    assert set(load((saved / "best.safetensors").read_bytes())) == {
+        f"{step}/{name}" for step in (19, 20) for name in ("prompt.prompt", "prompt.trained_length")
+    }
+
+
+def test_a_run_without_a_validation_has_no_best_tensors(tmp_path: Path) -> None:
+    first = Checkpoint(Progress(step=1), make(1).model, {}, make(1).optimizer)
+    save_checkpoint(tmp_path, first)
+    assert same(load_newest_checkpoint(tmp_path), first)
 
 
 def test_there_is_none_at_first(tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ class Bench(Protocol):
     """See conftest.py."""
 
     folder: Path
+    settings: Any
     built: Any
     total_steps: int
-    scores: list[float]
+    scores: list[float] | dict[str, list[float]]
     share: float
     stop: Any
     change: Callable[[int, Batch], Batch]
@@ -108,6 +109,7 @@ def test_the_log_has_a_line_for_each_window_and_each_validation(make_bench: Make
     first, second, validation = read_log(tmp_path / "log.jsonl")
     assert list(first) == ["step", "loss", "gradient_norm", "learning_rate", "update_norm", "seconds"]
     assert (first["step"], second["step"]) == (1, 2)
+    assert set(first["seconds"]) == {"update", "waiting_for_batch"}
     assert set(first["update_norm"]) == {"prompt", "low_rank", "visual"}
     assert first["learning_rate"] == {"prompt": 0.3, "low_rank": 1e-3, "visual": 1e-3}
     assert second["learning_rate"]["prompt"] == pytest.approx(0.15)
@@ -384,3 +386,125 @@ def test_a_tracker_gets_flat_numbers(make_bench: MakeBench, tmp_path: Path, monk
     assert {"loss", "gradient_norm", "learning_rate/prompt", "update_norm/low_rank"} <= set(received[0][1])
     assert received[2][1]["validation/accuracy"] == 0.0
     assert all(isinstance(value, int | float) for _, values in received for value in values.values())
+
+
+TWO = ("vqa", "caption")  # their steps take turns
+
+
+def test_of_several_tasks_each_has_the_tensors_of_its_own_best_validation(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
+    bench = make_bench(tmp_path, tasks=TWO)
+    bench.scores = {"vqa": [10.0, 30.0, 20.0], "caption": [90.0, 80.0, 95.0]}
+    result = bench.run()
+    assert result.progress.best_step == {"vqa": 4, "caption": 6}
+    assert result.progress.best_score == {"vqa": 30.0, "caption": 95.0}
+    assert equal({name: result.best["caption"][name] for name in parameters(bench)}, parameters(bench))  # the last step
+    shorter = make_bench(tmp_path / "shorter", tasks=TWO)
+    shorter.change = lambda step, batch: stop_in(shorter, batch) if step == 3 else batch
+    with pytest.raises(Interrupted):
+        shorter.run()
+    assert equal({name: result.best["vqa"][name] for name in parameters(shorter)}, parameters(shorter))
+
+
+def test_tensors_that_are_no_task_s_best_any_more_are_not_kept(make_bench: MakeBench, tmp_path: Path) -> None:
+    kept = []
+    for end in (2, 4, 6):
+        bench = make_bench(tmp_path / str(end), tasks=TWO, checkpoint_every=2)
+        bench.total_steps = 8
+        bench.scores = {"vqa": [10.0, 30.0, 40.0], "caption": [90.0, 80.0, 85.0]}
+        bench.change = lambda step, batch, bench=bench, end=end: stop_in(bench, batch) if step == end - 1 else batch
+        with pytest.raises(Interrupted):
+            bench.run()
+        checkpoint = load_newest_checkpoint(tmp_path / str(end) / "checkpoints")
+        assert checkpoint is not None
+        kept.append(sorted(checkpoint.best))
+    assert kept == [[2], [2, 4], [2, 6]]
+
+
+def test_patience_counts_validations_without_a_gain_of_any_task(
+    make_bench: MakeBench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = make_bench(tmp_path, tasks=TWO, patience=2)
+    bench.total_steps = 100
+    bench.scores = {"vqa": [10.0, 9.0, 11.0, 9.0, 9.0], "caption": [10.0, 11.0, 9.0, 9.0, 9.0]}
+    assert bench.run().progress.step == 10
+    assert "No better accuracy in 2 validations: stopped early at step 10\n" in capsys.readouterr().err
+
+
+def test_a_stop_for_want_of_gains_names_the_metrics_of_all_tasks(
+    make_bench: MakeBench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = make_bench(tmp_path, tasks=TWO, patience=1)
+    tasks = bench.settings.tasks
+    bench.settings = replace(
+        bench.settings, tasks=tasks | {"caption": replace(tasks["caption"], selection_metric="CIDEr")}
+    )
+    bench.run()
+    assert "No better accuracy, CIDEr in 1 validations: stopped early at step 4\n" in capsys.readouterr().err
+
+
+def test_a_line_of_the_log_has_the_mean_loss_of_each_task_in_its_window(make_bench: MakeBench, tmp_path: Path) -> None:
+    make_bench(tmp_path / "each", tasks=TWO).run()
+    make_bench(tmp_path / "three", tasks=TWO, log_every=3).run()
+    each = losses(tmp_path / "each")
+    lines = [record for record in read_log(tmp_path / "three" / "log.jsonl") if "loss" in record]
+    assert [line["loss"] for line in lines] == pytest.approx([sum(each[:3]) / 3, sum(each[3:]) / 3])
+    assert [line["task_loss"] for line in lines] == [
+        pytest.approx({"vqa": (each[0] + each[2]) / 2, "caption": each[1]}),
+        pytest.approx({"vqa": each[4], "caption": (each[3] + each[5]) / 2}),
+    ]
+    # In a window of one task its loss is the loss.
+    assert not any("task_loss" in record for record in read_log(tmp_path / "each" / "log.jsonl"))
+
+
+def test_each_task_has_its_own_line_for_a_validation(
+    make_bench: MakeBench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = make_bench(tmp_path, tasks=TWO)
+    bench.total_steps = 2
+    bench.scores = {"vqa": [12.5], "caption": [90.0]}
+    bench.run()
+    found = [record for record in read_log(tmp_path / "log.jsonl") if "validation" in record]
+    assert [(one["step"], one["task"], one["validation"]["accuracy"]) for one in found] == [
+        (2, "vqa", 12.5),
+        (2, "caption", 90.0),
+    ]
+    text = capsys.readouterr().err
+    assert "step 2: validation vqa accuracy 12.50, prompt norm " in text
+    assert "step 2: validation caption accuracy 90.00, prompt norm " in text
+
+
+def test_the_prompt_norm_of_several_prompts_is_their_mean(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, tasks=TWO, sharing="per_task")
+    bench.total_steps = 2
+    bench.run()
+    norms = [float(one.prompt.detach().norm()) for one in bench.built.model.encoder.prompts().values()]
+    assert read_log(tmp_path / "log.jsonl")[-1]["prompt_norm"] == pytest.approx(sum(norms) / 2)
+    assert norms[0] != norms[1]
+
+
+@pytest.mark.parametrize("sharing", ["shared", "per_task"])
+@pytest.mark.parametrize("stop", range(5))
+def test_a_resumed_run_of_several_tasks_has_the_bits_of_the_uninterrupted_one(
+    make_bench: MakeBench, tmp_path: Path, sharing: str, stop: int
+) -> None:
+    """Also where a task has not had its first turn yet, or where a window of the log is open."""
+    options = {"tasks": TWO, "sharing": sharing, "log_every": 4}
+    scores = {"vqa": [10.0, 30.0, 20.0], "caption": [90.0, 80.0, 95.0]}
+    whole, stopped, resumed = (make_bench(tmp_path / name, **options) for name in ("whole", "stopped", "stopped"))
+    for bench in (whole, stopped, resumed):
+        bench.scores = scores
+    expected = whole.run()
+    stopped.change = lambda step, batch: stop_in(stopped, batch) if step == stop else batch
+    with pytest.raises(Interrupted):
+        stopped.run()
+    result = resumed.run()
+    assert resumed.given == list(range(stop + 1, 6))
+    assert result.progress == expected.progress
+    assert result.best.keys() == expected.best.keys() == set(TWO)
+    assert all(equal(result.best[task], expected.best[task]) for task in TWO)
+    assert equal(parameters(resumed), parameters(whole))
+    assert [record.get("task_loss") for record in read_log(tmp_path / "stopped" / "log.jsonl")] == [
+        record.get("task_loss") for record in read_log(tmp_path / "whole" / "log.jsonl")
+    ]

@@ -140,6 +140,35 @@ def test_the_state_is_named_like_the_parameters() -> None:
     }
 
 
+def test_of_several_tasks_a_parameter_has_no_state_before_its_first_step() -> None:
+    """Saved and restored so, it goes on with the same bits, whenever its turn comes."""
+    straight, stopped = make_groups(), make_groups()
+    optimizers = [make_optimizer(groups, OptimizerSettings()) for groups in (straight, stopped)]
+    for groups, optimizer in zip((straight, stopped), optimizers, strict=True):
+        step(groups[:2], optimizer, 0)
+    tensors = load(save(optimizer_tensors(optimizers[1], stopped)))
+    assert not any(name.startswith("visual_embedding") for name in tensors)
+    resumed = make_optimizer(stopped, OptimizerSettings())
+    restore_optimizer(resumed, stopped, tensors, several_tasks=True)
+    for number in (1, 2):
+        step(straight, optimizers[0], number)
+        step(stopped, resumed, number)
+    for one, other in zip(straight, stopped, strict=True):
+        assert all(map(torch.equal, one.parameters.values(), other.parameters.values()))
+
+
+def test_a_state_of_one_task_must_be_whole_and_one_of_several_may_not_be_in_parts() -> None:
+    groups = make_groups()
+    optimizer = make_optimizer(groups, OptimizerSettings())
+    step(groups[:2], optimizer, 0)
+    tensors = optimizer_tensors(optimizer, groups)
+    with pytest.raises(DamagedError, match=r"first at 'visual_embedding\.w\.exp_avg': expected .*, got None"):
+        restore_optimizer(make_optimizer(groups, OptimizerSettings()), groups, tensors)
+    del tensors["prompt.a.exp_avg_sq"]
+    with pytest.raises(DamagedError, match=r"first at 'prompt\.a\.exp_avg_sq': expected .*, got None"):
+        restore_optimizer(make_optimizer(groups, OptimizerSettings()), groups, tensors, several_tasks=True)
+
+
 def test_restored_moments_do_not_share_memory_with_the_checkpoint() -> None:
     groups = make_groups()
     optimizer = make_optimizer(groups, OptimizerSettings())
