@@ -105,8 +105,8 @@ def test_the_settings_of_a_command_are_in_order(command: Command) -> None:
     choices = {group: command.chosen(group) for group in GROUPS if group != "features"}
     if command.module == "dept_vl.extract":
         choices["features"] = command.chosen("features")
-    if choices["task"] is None and command.page.stem in TASK_PAGES:
-        choices["task"] = command.page.stem
+    if choices["task"] is None:
+        choices["task"] = command.page.stem if command.page.stem in TASK_PAGES else ",".join(layer_names("task"))
     choices = {group: name for group, name in choices.items() if name is None or "$" not in name}
     if NEW_TASK not in (choices.get("task") or ""):  # which is not there yet
         load_settings(choices, command.overrides)
@@ -149,7 +149,8 @@ def test_a_page_has_its_task_s_metrics(task: str) -> None:
     documented = {code(key).replace("…", "") for key, *_ in table(TASK_PAGES[task], "metrics.json")}
     module = load_task(load_settings({"task": task}, []).task)
     examples = module.read(REPOSITORY / "tests" / "toy_data" / task, "validation")
-    scores = module.score([Prediction(one.example_id, one.references[0]) for one in examples], examples)
+    score = module.score_validation or module.score
+    scores = score([Prediction(one.example_id, one.references[0]) for one in examples], examples)
     assert {re.sub(r"/.*", "/", key) for key in scores.metrics} == documented
 
 
