@@ -183,6 +183,22 @@ def toy_vqa(make_vqa: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def toy_nlvr2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten sentences on two of the same images to train on, five to validate and six for the test, as in NLVR2."""
+    folder = tmp_path_factory.mktemp("nlvr2")
+    for split, size in (("train", 10), ("val", 5), ("test", 6)):
+        rows = []
+        for number in range(size):
+            left, right = number % 4, number * 3 % 4
+            images = [f"toy_{split}_{image:012d}" for image in (left, right)]
+            sentence, label = ("there are two red dog", "True") if left == right else ("any blue cat", "False")
+            identifier = f"{split}-{number // 2}-{number % 2}-0"
+            rows.append({"identifier": identifier, "sentence": sentence, "label": label, "images": images})
+        (folder / f"{split}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A feature store of the four images of each split of ``make_vqa``, with random features."""
     images = [ImageFile(name, Path(f"{name}.png")) for name in TOY_IMAGES]
@@ -221,6 +237,29 @@ def train_arguments(tiny_t5: Path, toy_vqa: Path, toy_store: Path) -> Callable[.
         return [*options, *TOY_SETTINGS, *more]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pair_arguments(
+    train_arguments: Callable[..., list[str]], toy_vqa: Path, toy_nlvr2: Path
+) -> Callable[..., list[str]]:
+    """The command line of a run that trains the tasks vqa and nlvr2 together, of five steps in an epoch."""
+
+    def make(output: Path, *more: str, **changes: object) -> list[str]:
+        arguments = train_arguments(output, *more, **changes)
+        for option, value in (("--task", "vqa,nlvr2"), ("--data", f"vqa={toy_vqa}")):
+            arguments[arguments.index(option) + 1] = value
+        return ["--data", f"nlvr2={toy_nlvr2}", *arguments]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_pair(pair_arguments: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of two tasks, each with a prompt of its own; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "pair"
+    train_main(pair_arguments(folder, "method.prompt_sharing=per_task"))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -290,8 +290,10 @@ def _record(run: _Run, record: Mapping[str, Any]) -> None:
     if run.log is None:
         return
     run.log.write(record)
+    # At a validation each task has a record of the same step.
+    prefix = f"{record['task']}/" if "task" in record and len(run.settings.tasks) > 1 else ""
     numbers = {
-        f"{key}/{name}" if name else key: value
+        f"{prefix}{key}/{name}" if name else f"{prefix}{key}": value
         for key, entry in record.items()
         for name, value in (entry.items() if isinstance(entry, Mapping) else [("", entry)])
         if isinstance(value, int | float) and key != "step"

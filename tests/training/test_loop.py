@@ -508,3 +508,19 @@ def test_a_resumed_run_of_several_tasks_has_the_bits_of_the_uninterrupted_one(
     assert [record.get("task_loss") for record in read_log(tmp_path / "stopped" / "log.jsonl")] == [
         record.get("task_loss") for record in read_log(tmp_path / "whole" / "log.jsonl")
     ]
+
+
+def test_a_tracker_can_tell_the_validations_of_several_tasks_apart(
+    make_bench: MakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[dict[str, float]] = []
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: received.append(values))
+    bench = make_bench(tmp_path, tasks=TWO, log_every=2)
+    bench.total_steps = 2
+    bench.scores = {"vqa": [12.5], "caption": [90.0]}
+    bench.run()
+    losses, vqa, caption = received
+    assert {"loss", "task_loss/vqa", "task_loss/caption"} <= set(losses)
+    assert vqa["vqa/validation/accuracy"] == 12.5
+    assert caption["caption/validation/accuracy"] == 90.0
+    assert not set(vqa) & set(caption)
