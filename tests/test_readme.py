@@ -61,22 +61,26 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone_folder
     return tmp_path
 
 
-def test_the_readme_names_the_four_commands_in_their_order() -> None:
+def test_the_readme_names_the_commands_in_their_order() -> None:
     assert [command[2] for command in commands()] == [
         "dept_vl.extract",
         "dept_vl.train",
         "dept_vl.evaluate",
+        "dept_vl.validate",
         "dept_vl.evaluate",
+        "dept_vl.init_dataset",
     ]
 
 
 def test_the_readme_runs(user_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    extract, train, evaluate, score = commands()
+    extract, train, evaluate, validate, score, init_dataset = commands()
     tower = ["features.backbone=timm/resnet10t", f"features.weights={user_folder / 'tower.safetensors'}"]
     run([*extract, *tower, SMALL[0], "features.grid=1", "features.workers=0"])
     run([*train, *SMALL[1:]])
     run(evaluate)
     assert (user_folder / "runs/dept/evaluation/test/v2_OpenEnded_mscoco_test2015_dept_results.json").is_file()
+    run(validate)
+    assert "is a leaderboard file of vqa" in capsys.readouterr().out
     run(["python", "-m", "dept_vl.evaluate", "--run", "runs/dept", "--split", "validation", "--output", "validation"])
     (user_folder / "validation" / "v2_OpenEnded_mscoco_val2014_dept_results.json").rename(user_folder / "results.json")
     shutil.copy(TOY_DATA / "v2_mscoco_val2014_annotations.json", user_folder)
@@ -84,7 +88,14 @@ def test_the_readme_runs(user_folder: Path, capsys: pytest.CaptureFixture[str]) 
     run(score)
     assert "accuracy" in capsys.readouterr().out
 
-    shutil.copy(next((user_folder / "coco" / "images").iterdir()), user_folder / "photo.jpg")
+    photos = sorted((user_folder / "coco" / "images").iterdir())
+    rows = [f"{photo.name},what is it?,a toy" for photo in photos]
+    (user_folder / "my.csv").write_text("\n".join(["image,question,answer", *rows]))
+    (user_folder / "coco" / "images").rename(user_folder / "photos")
+    run(init_dataset)
+    assert (user_folder / "data" / "mine" / "task.yaml").is_file()
+
+    shutil.copy(user_folder / "photos" / photos[0].name, user_folder / "photo.jpg")
     (code,) = blocks("python")
     exec(code, {})
     assert capsys.readouterr().out.endswith("\n")

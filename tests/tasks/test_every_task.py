@@ -149,5 +149,3 @@ def test_references_score_better_than_another_answer(toy: Toy) -> None:
 
 def test_every_task_of_the_folder_is_here() -> None:
     assert {path.name for path in TOY_DATA.iterdir()} == set(TASKS)
-
-
