@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dept_vl import evaluate_run
+from dept_vl import evaluate_run, inference, run_folder
 from dept_vl.command_line import run
 from dept_vl.evaluate import main
+from dept_vl.tasks.task import Task
+from dept_vl.types import Batch
 from feature_extraction.errors import InputDataError, UsageError
 
 SUBMISSION = "v2_OpenEnded_test_dept_results.json"
+
+
+class Stopped(BaseException):
+    """Stands for the end of the process: no handler of errors sees it."""
 
 
 def evaluate(*arguments: object) -> int:
@@ -129,3 +139,256 @@ def test_settings_that_the_run_was_not_trained_with_are_refused(
     assert "visual.position_rule  joint     vl_t5" in capsys.readouterr().err
     assert evaluate(*arguments, "task.num_beam=2") == 2
     assert "In the command line: unknown key 'task.num_beam'. Did you mean 'task.num_beams'?" in capsys.readouterr().err
+
+
+class Answered:
+    """Which batches were answered."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, ...]] = []
+        self.stop_before: int | None = None  # the number of batches answered before
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fail_at(patch: pytest.MonkeyPatch, wanted: int) -> None:
+    """Stop at the ``wanted``-th call that puts something on disk."""
+    calls = 0
+
+    def watch(name: str) -> None:
+        original: Callable[..., Any] = getattr(os, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == wanted:
+                raise Stopped
+            return original(*arguments, **options)
+
+        patch.setattr(os, name, counted)
+
+    for name in ("write", "replace"):
+        watch(name)
+
+
+class TestGoingOn:
+    """An evaluation that was stopped goes on at the same call, and its files do not tell."""
+
+    BATCHES = 4  # of seven questions, two at a time
+
+    @pytest.fixture
+    def whole(self, finished_run: Path, tmp_path: Path) -> dict[str, bytes]:
+        """The files of an evaluation that nothing stopped."""
+        evaluate_run(finished_run, "test", tmp_path / "whole", ["data.evaluation_batch_size=2"])
+        return files(tmp_path / "whole")
+
+    @pytest.fixture
+    def answered(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answered]:
+        """The example ids of each batch that is answered; fails before a given one."""
+        watched = Answered()
+        original = inference.answer_batch
+
+        def answer(model: Any, batch: Batch, *rest: Any) -> list[str]:
+            if len(watched.batches) == watched.stop_before:
+                raise Stopped
+            watched.batches.append(batch.example_ids)
+            return original(model, batch, *rest)
+
+        monkeypatch.setattr(inference, "answer_batch", answer)
+        return watched
+
+    def again(self, run_path: Path, output: Path, *overrides: str, **options: Any) -> dict[str, bytes]:
+        evaluate_run(run_path, "test", output, ["data.evaluation_batch_size=2", *overrides], **options)
+        return files(output)
+
+    @pytest.mark.parametrize("stop", range(BATCHES))
+    def test_after_a_stop_what_is_answered_is_not_answered_again_and_the_files_are_the_same(
+        self,
+        finished_run: Path,
+        tmp_path: Path,
+        whole: dict[str, bytes],
+        answered: Answered,
+        capsys: pytest.CaptureFixture[str],
+        stop: int,
+    ) -> None:
+        answered.stop_before = stop
+        with pytest.raises(Stopped):
+            self.again(finished_run, tmp_path / "out")
+        assert names(tmp_path / "out") == ["answers.partial"]
+        answered.stop_before = None
+        capsys.readouterr()
+        assert self.again(finished_run, tmp_path / "out") == whole
+        assert len(answered.batches) == self.BATCHES  # in both evaluations together
+        assert sorted(one for batch in answered.batches for one in batch) == [str(3000 + number) for number in range(7)]
+        told = f"Going on: {2 * stop} of 7 examples are answered already\n"
+        assert (told in capsys.readouterr().err) is (stop > 0)
+
+    def test_stops_after_each_batch_end_in_the_same_files(
+        self, finished_run: Path, tmp_path: Path, whole: dict[str, bytes], answered: Answered
+    ) -> None:
+        for stop in range(1, self.BATCHES):
+            answered.stop_before = stop
+            with pytest.raises(Stopped):
+                self.again(finished_run, tmp_path / "out")
+        answered.stop_before = None
+        assert self.again(finished_run, tmp_path / "out") == whole
+        assert len(answered.batches) == self.BATCHES
+
+    def test_a_stop_at_every_write_ends_in_the_same_files(
+        self, finished_run: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        stops = 0
+        while True:
+            with pytest.MonkeyPatch.context() as patch:
+                fail_at(patch, stops + 1)
+                try:
+                    self.again(finished_run, tmp_path / "out" / str(stops))
+                except Stopped:
+                    stops += 1
+                else:
+                    break
+            assert self.again(finished_run, tmp_path / "out" / str(stops - 1)) == whole, f"stop {stops}"
+        # Collected answers, four batches, three files; a write and a replacement each, but for what is appended.
+        assert stops == 2 + self.BATCHES + 3 * 2
+
+    def test_a_stop_before_the_files_are_written_costs_no_answer(
+        self, finished_run: Path, tmp_path: Path, whole: dict[str, bytes], answered: Answered
+    ) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+
+            def stop(*arguments: Any, **options: Any) -> None:
+                raise Stopped
+
+            patch.setattr(inference, "write_evaluation", stop)
+            with pytest.raises(Stopped):
+                self.again(finished_run, tmp_path / "out")
+        assert self.again(finished_run, tmp_path / "out") == whole
+        assert len(answered.batches) == self.BATCHES
+
+    def test_a_torn_last_line_is_answered_again(
+        self, finished_run: Path, tmp_path: Path, whole: dict[str, bytes], answered: Answered
+    ) -> None:
+        answered.stop_before = 2
+        with pytest.raises(Stopped):
+            self.again(finished_run, tmp_path / "out")
+        log = tmp_path / "out" / "answers.partial" / "process-0.jsonl"
+        log.write_bytes(log.read_bytes()[:-3])
+        answered.stop_before = None
+        assert self.again(finished_run, tmp_path / "out") == whole
+        assert answered.batches[2] == answered.batches[1]  # the whole batch, as before
+        assert len(answered.batches) == self.BATCHES + 1
+
+    def test_a_finished_evaluation_is_answered_anew(
+        self, finished_run: Path, tmp_path: Path, whole: dict[str, bytes], answered: Answered
+    ) -> None:
+        for count in (1, 2):
+            assert self.again(finished_run, tmp_path / "out") == whole
+            assert len(answered.batches) == count * self.BATCHES
+
+    @pytest.mark.parametrize("change", ["task.num_beams=3", "task.prefix=vqa : ", "data.evaluation_batch_size=3"])
+    def test_answers_of_other_settings_are_not_taken_over(
+        self, finished_run: Path, tmp_path: Path, answered: Answered, change: str
+    ) -> None:
+        fresh = self.again(finished_run, tmp_path / "fresh", change)
+        batches = len(answered.batches)
+        answered.stop_before = batches + 2
+        with pytest.raises(Stopped):
+            self.again(finished_run, tmp_path / "out")
+        answered.stop_before = None
+        assert self.again(finished_run, tmp_path / "out", change) == fresh
+        assert len(answered.batches) == 2 * batches + 2
+
+    def test_answers_to_other_questions_are_not_taken_over(
+        self, finished_run: Path, toy_vqa: Path, tmp_path: Path, answered: Answered
+    ) -> None:
+        data = Path(shutil.copytree(toy_vqa, tmp_path / "data"))
+        questions = data / "v2_OpenEnded_toy_test_questions.json"
+        questions.write_text(questions.read_text().replace("what is the color ?", "how many dog ?"))
+        answered.stop_before = 2
+        with pytest.raises(Stopped):
+            self.again(finished_run, tmp_path / "out")
+        answered.stop_before = None
+        self.again(finished_run, tmp_path / "out", data=data)
+        assert len(answered.batches) == 2 + self.BATCHES
+
+    def test_answers_of_another_model_are_not_taken_over(
+        self, finished_run: Path, finished_pair: Path, tmp_path: Path, whole: dict[str, bytes], answered: Answered
+    ) -> None:
+        answered.stop_before = 3
+        with pytest.raises(Stopped):
+            self.again(finished_pair, tmp_path / "out", task="vqa")
+        answered.stop_before = None
+        assert self.again(finished_run, tmp_path / "out") == whole
+        assert len(answered.batches) == 3 + self.BATCHES
+
+
+class TestSplitsThatTheServerTakesTogether:
+    @pytest.fixture
+    def packed(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Mapping[str, Path], Path]]:
+        """What was packed and where, of a task whose server takes validation and test together."""
+        packed: list[tuple[Mapping[str, Path], Path]] = []
+
+        def bundle(parts: Mapping[str, Path], path: Path) -> None:
+            packed.append((dict(parts), path))
+            path.write_bytes(b"".join(part.read_bytes() for part in parts.values()))
+
+        def together(split: str) -> tuple[str, ...]:
+            return ("validation", "test") if split in ("validation", "test") else (split,)
+
+        original = run_folder.load_task
+
+        def load_task(*arguments: Any) -> Task:
+            return replace(original(*arguments), server_splits=together, bundle=bundle)
+
+        monkeypatch.setattr(run_folder, "load_task", load_task)
+        return packed
+
+    def test_both_are_evaluated_and_packed_into_one_file_of_the_one_that_was_asked_for(
+        self,
+        finished_run: Path,
+        tmp_path: Path,
+        packed: list[tuple[Mapping[str, Path], Path]],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert evaluate("--run", finished_run, "--split", "test", "--output", tmp_path / "out" / "here") == 0
+        out = tmp_path / "out"
+        assert names(out) == ["here", "validation"]
+        parts = {
+            "validation": out / "validation" / SUBMISSION.replace("test", "val"),
+            "test": out / "here" / SUBMISSION,
+        }
+        assert packed == [(parts, out / "here" / "results.zip")]
+        captured = capsys.readouterr()
+        assert f"Leaderboard file: {out / 'here' / 'results.zip'}\n" in captured.err
+        assert [line for line in captured.out.splitlines() if line.startswith("vqa ")] == ["vqa validation", "vqa test"]
+
+    def test_one_is_evaluated_alone_if_asked_for(
+        self, finished_run: Path, tmp_path: Path, packed: list[tuple[Mapping[str, Path], Path]]
+    ) -> None:
+        assert evaluate("--run", finished_run, "--split", "test", "--output", tmp_path / "out", "--single") == 0
+        assert set(files(tmp_path / "out")) == {SUBMISSION, "metrics.json", "scores.json"}
+        assert packed == []
+
+    def test_a_split_that_goes_alone_is_not_packed(
+        self, finished_run: Path, tmp_path: Path, packed: list[tuple[Mapping[str, Path], Path]]
+    ) -> None:
+        assert [one.split for one in evaluate_run(finished_run, "train", tmp_path / "out")] == ["train"]
+        assert packed == []
+
+
+def test_what_the_server_wants_beyond_the_split_is_in_the_file_and_not_in_the_scores(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = run_folder.load_task
+    monkeypatch.setattr(
+        run_folder, "load_task", lambda settings: replace(original(settings), blank_ids=lambda *_: ["8000", "8001"])
+    )
+    ((_, _, scores),) = evaluate_run(finished_run, "test", tmp_path)
+    rows = json.loads((tmp_path / SUBMISSION).read_text())
+    assert [row["question_id"] for row in rows] == [*range(3000, 3007), 8000, 8001]
+    assert [row["answer"] for row in rows[-2:]] == ["", ""]
+    assert scores.metrics["n"] == 7
+    assert len(scores.per_example) == 7
