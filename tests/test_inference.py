@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from dept_vl.answer_log import AnswerLog
 from dept_vl.config import DataSettings, MethodSettings, Settings, TaskSettings, TrainingSettings
 from dept_vl.inference import answer_batch, make_dataset, predict
 from dept_vl.model.backbone import Backbone
@@ -64,7 +65,12 @@ def answer(backbone: Backbone, store: FeatureStore, examples: list[Example]) -> 
     """Predictions for the examples with settings of ``make_settings``."""
 
     def make(
-        *, task: Task | None = None, model: VLT5 | None = None, some: slice = slice(None), **changes: object
+        *,
+        task: Task | None = None,
+        model: VLT5 | None = None,
+        some: slice = slice(None),
+        log: AnswerLog | None = None,
+        **changes: object,
     ) -> list[Prediction]:
         settings = make_settings(**changes)  # type: ignore[arg-type]
         return predict(
@@ -73,6 +79,7 @@ def answer(backbone: Backbone, store: FeatureStore, examples: list[Example]) -> 
             task=task or load_task(settings.task),
             settings=settings,
             accelerator=Accelerator(cpu=True),
+            log=log,
         )
 
     return make
@@ -100,6 +107,31 @@ def test_answers_do_not_depend_on_the_batch_size(answer: Answer, num_beams: int)
 
 def test_beams_are_those_of_the_settings(answer: Answer) -> None:
     assert answer(num_beams=1) != answer(num_beams=4)
+
+
+def test_answers_in_the_log_are_taken_as_they_stand_and_the_others_are_added_to_it(
+    answer: Answer, examples: list[Example], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = answer(batch_size=4)
+
+    def log() -> AnswerLog:
+        return AnswerLog(tmp_path / "answers", identity={}, rank=0)
+
+    assert answer(batch_size=4, log=log()) == plain
+    assert capsys.readouterr().err == ""
+    log().collect()
+    assert log().read() == dict(plain)
+    log().delete()
+    longest_first = sorted(examples, key=lambda one: -len(one.text.split()))
+    log().collect()
+    log().append({one.example_id: "from the log" for one in longest_first[:4]})  # a batch
+    found = answer(batch_size=4, log=log())
+    assert [one.example_id for one in found] == [one.example_id for one in examples]
+    assert {one.example_id for one in found if one.answer == "from the log"} == {
+        one.example_id for one in longest_first[:4]
+    }
+    assert sum(one in plain for one in found) == len(plain) - 4
+    assert capsys.readouterr().err == f"Going on: 4 of {len(examples)} examples are answered already\n"
 
 
 def test_answers_are_parsed_by_the_task(answer: Answer) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,35 @@ def test_withheld_answers_still_give_a_complete_submission(task: Task, tmp_path:
     assert metrics["n"] == 4
     assert json.loads((tmp_path / "metrics.json").read_text())["accuracy"] is None
     assert len(task.read_submission(tmp_path / task.submission_name("test"))) == 4
+
+
+def test_blank_ids_are_answered_with_nothing_behind_the_others_and_count_for_no_score(
+    task: Task, examples: list[Example], predictions: list[Prediction], tmp_path: Path
+) -> None:
+    plain = write_evaluation(tmp_path / "plain", task, "validation", predictions, examples)
+    scores = write_evaluation(tmp_path / "more", task, "validation", predictions, examples, blank_ids=["9", "8"])
+    assert scores == plain
+    found = task.read_submission(tmp_path / "more" / SUBMISSION)
+    assert found == [*predictions, Prediction("9", ""), Prediction("8", "")]
+    for name in ("metrics.json", "scores.json"):
+        assert (tmp_path / "more" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_answers_to_further_questions_are_refused_unless_the_official_script_ignores_them(
+    task: Task, examples: list[Example], predictions: list[Prediction], tmp_path: Path
+) -> None:
+    scores = write_evaluation(tmp_path, task, "validation", predictions, examples, blank_ids=["9"])
+    files = OfficialFiles(TOY_DATA / "v2_mscoco_val2014_annotations.json")
+    with pytest.raises(InputDataError, match=r"ids that the split does not have: 1 \(9\)"):
+        score_files(task, tmp_path / SUBMISSION, files)
+    assert score_files(replace(task, ignores_unknown=True), tmp_path / SUBMISSION, files) == scores
+
+
+def test_missing_answers_are_refused_all_the_same(task: Task, predictions: list[Prediction], tmp_path: Path) -> None:
+    task.submit(predictions[1:], tmp_path / SUBMISSION)
+    files = OfficialFiles(TOY_DATA / "v2_mscoco_val2014_annotations.json")
+    with pytest.raises(InputDataError, match=r"missing ids: 1 \(42000\)"):
+        score_files(replace(task, ignores_unknown=True), tmp_path / SUBMISSION, files)
 
 
 def test_missing_unknown_and_repeated_ids_are_all_named(

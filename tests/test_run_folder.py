@@ -12,14 +12,24 @@ from typing import Any
 import pytest
 import torch
 
-from dept_vl.config import MethodSettings, Settings, TrainingSettings, settings_from_yaml
+from dept_vl.config import MethodSettings, Settings, TaskSettings, TrainingSettings, settings_from_yaml
 from dept_vl.model.adapter import Adapter, load_adapter
-from dept_vl.run_folder import compute_dtype, load_run, open_run, publish_adapters, read_record, run_record
+from dept_vl.run_folder import (
+    choose_task,
+    compute_dtype,
+    load_run,
+    open_run,
+    publish_adapters,
+    read_record,
+    run_record,
+    task_folder,
+)
 from dept_vl.types import Batch
 from feature_extraction.errors import DamagedError, IncompatibleError, InputDataError, UsageError
 from feature_extraction.store_layout import seal, unseal
 
 SETTINGS = Settings(training=TrainingSettings(steps=5))
+PAIR = replace(SETTINGS, tasks={"vqa": TaskSettings(), "nlvr2": TaskSettings("nlvr2", module="nlvr2")})
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -133,6 +143,83 @@ def test_an_adapter_is_published_whole_over_what_a_stopped_process_left(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     assert load_adapter(tmp_path / "adapter").identity == identity
     assert not (tmp_path / "adapter" / "junk").exists()
+
+
+def test_adapters_of_several_tasks_lie_in_folders_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "adapter.partial" / "gqa").mkdir(parents=True)
+    adapters = {
+        task: Adapter(
+            {"task": "vqa,nlvr2", "method": "dept", "backbone.name": "tiny"}, {}, {"x": torch.full((2,), value)}
+        )
+        for task, value in (("vqa", 1.0), ("nlvr2", 2.0))
+    }
+    assert publish_adapters(tmp_path, adapters, PAIR) == tmp_path / "adapter"
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["nlvr2", "vqa"]
+    for task, adapter in adapters.items():
+        assert torch.equal(load_adapter(tmp_path / "adapter" / task).tensors["x"], adapter.tensors["x"])
+
+
+def test_a_run_of_one_task_has_no_folders_for_it(tmp_path: Path) -> None:
+    assert task_folder(tmp_path, SETTINGS, "vqa") == tmp_path
+    assert task_folder(tmp_path, PAIR, "vqa") == tmp_path / "vqa"
+
+
+def test_the_task_of_a_run_of_one_need_not_be_named() -> None:
+    assert choose_task(Path("run"), SETTINGS, None) == choose_task(Path("run"), SETTINGS, "vqa") == "vqa"
+    assert choose_task(Path("run"), PAIR, "nlvr2") == "nlvr2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "task", "message"),
+    [
+        ("PAIR", None, "run has several tasks; name one of them, as in --task vqa: vqa, nlvr2"),
+        ("PAIR", "nlvr", "run has no task 'nlvr'. Did you mean 'nlvr2'? It has: vqa, nlvr2"),
+        ("SETTINGS", "caption", "run has no task 'caption'. It has: vqa"),
+    ],
+)
+def test_a_task_that_is_not_there_or_not_named_is_refused(settings: str, task: str | None, message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        choose_task(Path("run"), {"PAIR": PAIR, "SETTINGS": SETTINGS}[settings], task)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("change", [{"data": {"vqa": "v"}}, {"data": {"vqa": "v", "nlvr2": "n", "gqa": "g"}}])
+def test_data_of_other_tasks_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    paths = {"vqa": "v", "nlvr2": "n"}
+    open_run(tmp_path, PAIR, record(data=paths, features=paths))
+    with pytest.raises(IncompatibleError, match=r"\n  --data \((nlvr2|gqa)\)  "):
+        open_run(tmp_path, PAIR, record(features=paths, **change))
+
+
+def test_settings_of_one_of_the_tasks_are_named_in_the_table(tmp_path: Path) -> None:
+    open_run(tmp_path, PAIR, record())
+    other = replace(PAIR, tasks=PAIR.tasks | {"nlvr2": replace(PAIR.tasks["nlvr2"], num_beams=4)})
+    with pytest.raises(IncompatibleError, match=r"\n  tasks\.nlvr2\.num_beams  1         4\n"):
+        open_run(tmp_path, other, record())
+
+
+def test_a_run_of_two_tasks_is_loaded_for_one_of_them(
+    finished_pair: Path, toy_vqa: Path, toy_nlvr2: Path, make_batch: Callable[..., Batch]
+) -> None:
+    for task, data in (("vqa", toy_vqa), ("nlvr2", toy_nlvr2)):
+        loaded = load_run(finished_pair, task=task)
+        assert list(loaded.settings.tasks) == [task]
+        assert loaded.settings.task.name == loaded.task.name == task
+        assert loaded.data == data
+        tensors = load_adapter(finished_pair / "adapter" / task).tensors
+        for name, prompt in loaded.model.encoder.prompts().items():
+            assert torch.equal(prompt.prompt, tensors[f"{name}.prompt"])
+        images = loaded.settings.task.images_per_example
+        assert len(loaded.model.answer(make_batch((5, 3), task=task, images=images))) == 2
+
+
+def test_an_adapter_knows_the_answers_of_its_tasks(finished_pair: Path) -> None:
+    assert load_run(finished_pair, task="nlvr2").adapter.answers == {"nlvr2": ["true", "false"]}
+
+
+def test_a_run_of_two_tasks_is_not_loaded_without_a_name(finished_pair: Path) -> None:
+    with pytest.raises(UsageError, match="has several tasks; name one of them, as in --task vqa: vqa, nlvr2"):
+        load_run(finished_pair)
 
 
 def test_a_loaded_run_has_the_best_tensors_and_waits_for_questions(finished_run: Path, toy_vqa: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +13,17 @@ import pytest
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from dept_vl import evaluate_run
+from dept_vl import evaluate, evaluate_run
 from dept_vl.command_line import command_text, run
-from dept_vl.config import settings_from_yaml
+from dept_vl.config import TaskSettings, settings_from_yaml
+from dept_vl.model.adapter import load_adapter
 from dept_vl.model.trainable import TrainableCount
+from dept_vl.tasks.task import Task
 from dept_vl.train import main
 from dept_vl.training import run as training_run
 from dept_vl.training.loss_log import read_log
+from dept_vl.types import Example, Scores
+from feature_extraction.errors import InputDataError
 
 TrainArguments = Callable[..., list[str]]
 
@@ -175,6 +180,91 @@ def test_features_settings_are_refused_since_the_store_has_its_own(
         )
 
 
+def test_training_data_without_answers_is_refused(
+    train_arguments: TrainArguments, toy_vqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(toy_vqa, tmp_path / "data"))
+    for name in ("v2_toy_test_annotations.json", "v2_toy_train_annotations.json"):
+        (data / name).unlink()
+    splits = "task.splits={train: test, validation: val}"
+    for head in ("generation", "classification"):  # told before there is a vocabulary to be made
+        arguments = train_arguments(tmp_path / "run", splits, f"task.head={head}", data=data)
+        message = refused(arguments, 3, capsys, output=tmp_path / "run")
+        assert message.startswith("error: ")
+        assert "annotations" in message
+
+
+def test_examples_of_which_none_has_a_target_are_refused() -> None:
+    examples = [Example("q", "what ?", ())] * 3
+    with pytest.raises(InputDataError) as raised:
+        training_run._check_targets(examples, TaskSettings(splits={"train": "test2015"}), Path("data"))
+    assert str(raised.value) == (
+        "None of the 3 examples of split 'train' (test2015) of data has an answer to train on. Give the annotations "
+        "too, or set task.splits.train to a split that has them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "reason"),
+    [
+        ("cider", "its examples have no reference answers, or the task has no such metric"),
+        ("number", "no example has an answer_type of this kind"),
+    ],
+)
+def test_a_metric_that_the_validation_does_not_give_is_refused(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, reason: str
+) -> None:
+    assert run(main, train_arguments(tmp_path / "run", TWO_STEPS, f"task.selection_metric={metric}")) == 3
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(
+        f"error: task.selection_metric is {metric!r}, which the validation split of vqa does not give ({reason}). "
+        "Give annotated validation data, or choose one of: accuracy, yes_no, other, "
+    )
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_validation_may_leave_out_what_takes_long(
+    train_arguments: TrainArguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = training_run.load_task
+
+    def load_task(settings: TaskSettings) -> Task:
+        return replace(original(settings), score_validation=lambda *_: Scores({"accuracy": 12.5}, {}))
+
+    monkeypatch.setattr(training_run, "load_task", load_task)
+    assert run(main, train_arguments(tmp_path / "run", TWO_STEPS)) == 0
+    found = [record["validation"] for record in read_log(tmp_path / "run" / "log.jsonl") if "validation" in record]
+    assert found == [{"accuracy": 12.5}]
+
+
+@pytest.mark.parametrize(
+    "choice", ["task.head=classification", "task.constrained=true", "task.head=first_step"], ids=lambda one: one[5:]
+)
+def test_an_answer_vocabulary_comes_from_the_training_examples_and_lies_in_the_adapter(
+    train_arguments: TrainArguments, make_vqa: Callable[..., Path], tmp_path: Path, choice: str
+) -> None:
+    folder = tmp_path / "run"
+    data = make_vqa({"train": 12, "val": 6, "test": 7})
+    assert run(main, train_arguments(folder, TWO_STEPS, choice, "task.answer_count=4", data=data)) == 0
+    answers = load_adapter(folder / "adapter").answers
+    assert answers == {"vqa": ["no", "red", "three", "two"]}  # each is the answer of two questions
+    assert run(evaluate.main, ["--run", str(folder), "--split", "test"]) == 0
+    rows = json.loads((folder / "evaluation" / "test" / "v2_OpenEnded_test_dept_results.json").read_text())
+    assert {row["answer"] for row in rows} <= set(answers["vqa"])
+
+
+def test_an_answer_file_is_read_from_the_data_folder(
+    train_arguments: TrainArguments, toy_vqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(toy_vqa, tmp_path / "data"))
+    choice = ("task.head=classification", "task.answer_file=answers.json")
+    message = refused(train_arguments(tmp_path / "run", *choice, data=data), 3, capsys, output=tmp_path / "run")
+    assert f"No file {data / 'answers.json'}" in message
+    (data / "answers.json").write_text('["yes", "no"]')
+    assert run(main, train_arguments(tmp_path / "run", TWO_STEPS, *choice, data=data)) == 0
+    assert load_adapter(tmp_path / "run" / "adapter").answers == {"vqa": ["yes", "no"]}
+
+
 def test_too_little_space_for_the_checkpoints_is_refused(
     train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,17 +276,20 @@ def test_too_little_space_for_the_checkpoints_is_refused(
     )
 
 
-def test_the_space_for_checkpoints_counts_three_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Model, best model and two moments in fp32."""
-    trainable = TrainableCount(own=1_000_000, visual=0, heads=0, total=1)
-    needed = 3 * 4 * 4 * 1_000_000
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_the_space_for_checkpoints_counts_three_of_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tasks: int
+) -> None:
+    """Model, best model of each task and two moments in fp32."""
+    trainable = TrainableCount(own=900_000, visual=0, heads=100_000, total=1)
+    needed = 3 * 4 * (3 + tasks) * 1_000_000
     for free, enough in ((1.11 * needed, True), (1.09 * needed, False)):
         monkeypatch.setattr(training_run.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
         if enough:
-            training_run._check_disk(tmp_path / "runs" / "new", trainable, tasks=1)
+            training_run._check_disk(tmp_path / "runs" / "new", trainable, tasks=tasks)
         else:
-            with pytest.raises(OSError, match=r"0\.05 GB needed, 0\.05 GB free"):
-                training_run._check_disk(tmp_path / "runs" / "new", trainable, tasks=1)
+            with pytest.raises(OSError, match=rf"{needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"):
+                training_run._check_disk(tmp_path / "runs" / "new", trainable, tasks=tasks)
 
 
 def test_other_settings_in_the_folder_of_a_run_are_refused(
