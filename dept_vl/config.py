@@ -146,9 +146,14 @@ class Settings:
 
     @property
     def task(self) -> TaskSettings:
-        """The task of a run of one, or of ``of``."""
-        (only,) = self.tasks.values()
-        return only
+        """The task of a run of one, or of ``of``.
+
+        Raises:
+            UsageError: there are several.
+        """
+        if len(self.tasks) > 1:
+            raise UsageError(f"One task is needed here, but {', '.join(self.tasks)} are named. Name one of them")
+        return next(iter(self.tasks.values()))
 
     def of(self, task: str) -> Settings:
         """The settings as one of the tasks sees them."""

@@ -168,6 +168,10 @@ def test_a_further_process_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsy
             ["--task", "vqa", "--predictions", "p", "--annotations", "a", "--split", "test", "data.workers=2"],
             "--task does not go with --split or key=value. See",
         ),
+        (
+            ["--task", "vqa,gqa", "--predictions", "p", "--annotations", "a"],
+            "^One task is needed here, but vqa, gqa are named. Name one of them$",
+        ),
         (["--task", "vqq", "--predictions", "p", "--annotations", "a"], "vqq.*vqa"),
         (["--nonsense"], "nonsense"),
     ],

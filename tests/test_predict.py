@@ -16,7 +16,7 @@ from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 from dept_vl import Predictor, evaluate_run
 from dept_vl.train import main
 from feature_extraction import ExtractionSettings, extract_features
-from feature_extraction.errors import IncompatibleError, InputDataError
+from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
 from feature_extraction.images import ImageRejected
 
 
@@ -90,6 +90,20 @@ def test_another_number_of_images_than_the_task_takes_is_refused(predictor: Pred
     with pytest.raises(InputDataError) as raised:
         predictor.answer([image, image], "what is the color ?")
     assert str(raised.value) == "2 images were given; task vqa takes 1"
+
+
+def test_of_a_run_of_two_tasks_each_answers_with_its_own_number_of_images(
+    trained_run: Path, pair_arguments: Callable[..., list[str]], pictures: Path, tmp_path: Path
+) -> None:
+    main(pair_arguments(tmp_path / "run", "training.steps=2", store=trained_run.parent / "store"))
+    image = pictures / "toy_val_000000000001.png"
+    assert isinstance(Predictor.from_run(tmp_path / "run", task="vqa").answer(image, "what is the color ?"), str)
+    nlvr2 = Predictor.from_run(tmp_path / "run", task="nlvr2")
+    assert nlvr2.answer([image, image], "there are two red dog") in ("true", "false")
+    with pytest.raises(InputDataError, match=r"^1 images were given; task nlvr2 takes 2$"):
+        nlvr2.answer(image, "there are two red dog")
+    with pytest.raises(UsageError, match="has several tasks; name one of them, as in --task vqa: vqa, nlvr2"):
+        Predictor.from_run(tmp_path / "run")
 
 
 def test_a_file_that_is_no_image_is_refused(predictor: Predictor, tmp_path: Path) -> None:

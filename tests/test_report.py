@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dept_vl import report, report_picture
+from dept_vl import evaluate_run, report, report_picture
 from dept_vl.command_line import run
 from dept_vl.config import load_settings, settings_to_yaml
 from dept_vl.leaderboard import write_evaluation
@@ -264,3 +264,36 @@ class TestCommand:
             f"No evaluation of split 'test': {evaluation / 'metrics.json'} cannot be read"
         )
         assert str(caught.value).endswith(f"Run: python -m dept_vl.evaluate --run {run_folder} --split test")
+
+
+class TestSeveralTasks:
+    @pytest.fixture
+    def pair(self, finished_pair: Path, tmp_path: Path) -> Path:
+        """A run of two tasks whose test splits are evaluated, and pictures beside it."""
+        folder = Path(shutil.copytree(finished_pair, tmp_path / "pair"))
+        evaluate_run(folder, "test")
+        (tmp_path / "images").mkdir()
+        for number in range(4):
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"toy_test_{number:012d}.png")
+        return folder
+
+    @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
+    def test_a_report_is_of_one_task_and_its_validations(
+        self, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+    ) -> None:
+        given: dict[str, Any] = {}
+        draw = report_picture.draw_report
+        monkeypatch.setattr(report_picture, "draw_report", lambda **options: given.update(options) or draw(**options))
+        images = ["--images", str(tmp_path / "images")]
+        assert run(report.main, ["--run", str(pair), "--split", "test", "--task", task, *images]) == 0
+        assert (pair / "evaluation" / task / "test" / "report.png").is_file()
+        assert given["title"].startswith(f"{task} test, accuracy ")
+        assert {record["task"] for record in given["log"] if "validation" in record} == {task}
+        assert sum("loss" in record for record in given["log"]) == 7  # steps are of the whole run
+        assert len(given["answers"][0].pictures) == (2 if task == "nlvr2" else 1)
+
+    def test_the_task_must_be_named_and_be_there(self, pair: Path) -> None:
+        with pytest.raises(UsageError, match="has several tasks; name one of them, as in --task vqa: vqa, nlvr2"):
+            report_run(pair, "test")
+        with pytest.raises(UsageError, match="has no task 'gqa'"):
+            report_run(pair, "test", task="gqa")
