@@ -126,7 +126,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 
 
 def test_each_of_the_four_tasks_has_a_page() -> None:
-    assert {"vqa", "gqa", "nlvr2"} <= set(TASK_PAGES)
+    assert {"vqa", "gqa", "nlvr2", "caption"} <= set(TASK_PAGES)
 
 
 @pytest.mark.parametrize("task", TASK_PAGES)
