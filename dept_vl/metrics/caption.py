@@ -78,8 +78,7 @@ def _meteor(references: Tokens, candidates: Tokens) -> float | str:
     if absent:
         return absent
     command = ["java", "-jar", "-Xmx2G", METEOR_FILES[0], "-", "-", "-stdio", "-l", "en", "-norm"]
-    try:
-        # pycocoevalcap's own caller waits for ever once this program has failed.
+    try:  # not by pycocoevalcap's own caller, which waits for ever once the program has failed
         with Popen(command, cwd=folder, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, encoding="utf-8") as program:  # noqa: S603 - its own jar
             questions, answers = cast(IO[str], program.stdin), cast(IO[str], program.stdout)
 
@@ -92,8 +91,9 @@ def _meteor(references: Tokens, candidates: Tokens) -> float | str:
                 ask("SCORE", *references[image], candidate.replace("|||", "").replace("  ", " "))
                 for image, (candidate,) in candidates.items()
             ]
-            ask("EVAL", *statistics)  # a line for each image, of which this is the first; then the corpus
-            return float([answers.readline() for _ in statistics][-1])
+            questions.write(" ||| ".join(("EVAL", *statistics)) + "\n")
+            questions.close()
+            return float("".join(answers.read().split()[-1:]))  # the images' figures, and at last the corpus's
     except (OSError, ValueError) as error:
         return f"its Java program failed ({error}). It takes up to 2 GB of memory"
 

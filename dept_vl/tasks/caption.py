@@ -30,8 +30,12 @@ from feature_extraction.durable import write_durably
 from feature_extraction.errors import InputDataError
 
 KARPATHY = "karpathy_"  # begins the names of his splits: karpathy_train, karpathy_val, karpathy_test
-SERVER_SPLITS = ("val2014", "test2014")  # the server takes both together, and scores the second
+SERVER_SPLITS = ("val2014", "test2014")  # which the server takes together
 PERFECT_CIDER = 10
+OFFICIAL_LISTS = {
+    "images": '"images": [{"id": 42, "file_name": ...}, ...]',
+    "annotations": '"annotations": [{"id": 1, "image_id": 42, "caption": ...}, ...]',
+}
 RESULTS = JsonList(
     id_key="image_id",
     id_type=int,
@@ -69,10 +73,18 @@ def read(folder: Path, split: str, *, splits: Mapping[str, str]) -> list[Example
     captions_NAME.json or, without captions, image_info_NAME.json, in the folder or in annotations/ in it.
 
     Raises:
-        InputDataError: a file is missing or wrong, or sources share images; all faults of a file are named together.
+        InputDataError: files are missing or wrong, or sources share images; the faults of all files are named together.
     """
     sources = split_name(splits, split).split("+")
-    examples = [example for source in sources for example in _source(folder, source, split)]
+    examples: list[Example] = []
+    wrong: list[str] = []
+    for source in sources:
+        try:
+            examples += _source(folder, source, split)
+        except InputDataError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise InputDataError("; ".join(wrong))
     faults: Faults = defaultdict(list)
     faults[f"images that are in more than one of {', '.join(sources)}"] = _repeated(one.example_id for one in examples)
     refuse(faults, folder)
@@ -173,8 +185,7 @@ def _template(name: str) -> str:
 
 def _source(folder: Path, source: str, split: str) -> list[Example]:
     if source.startswith(KARPATHY):
-        path = find_karpathy(folder)
-        return _karpathy(path, source, split)
+        return _karpathy(find_karpathy(folder), source, split)
     for captioned, name in ((True, f"captions_{source}.json"), (False, f"image_info_{source}.json")):
         for path in (folder / name, folder / "annotations" / name):
             if path.is_file():
@@ -207,8 +218,7 @@ def _official(path: Path, *, captioned: bool) -> list[Example]:
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) and content[key] for key in keys):
         raise InputDataError(
             f"{path} has no list of {' or none of '.join(keys)}. An official file is "
-            f'{{"images": [{{"id": 42, "file_name": ...}}, ...]{_ANNOTATIONS if captioned else ""}, ...}}. '
-            "Check that it is whole, and one of captions"
+            f"{{{', '.join(OFFICIAL_LISTS[key] for key in keys)}, ...}}. Check that it is whole, and one of captions"
         )
     faults: Faults = defaultdict(list)
     images = _sound(content["images"], {"id": int, "file_name": str}, "image", faults)
@@ -228,9 +238,6 @@ def _official(path: Path, *, captioned: bool) -> list[Example]:
     return [_example(str(row["id"]), Path(row["file_name"]).stem, captions[row["id"]]) for row in images]
 
 
-_ANNOTATIONS = ', "annotations": [{"id": 1, "image_id": 42, "caption": ...}, ...]'
-
-
 def _example(number: str, image_id: str, captions: Iterable[str]) -> Example:
     references = tuple(captions)
     return Example(
@@ -247,7 +254,7 @@ def _image_numbers(questions: Path | None, split: str) -> list[str] | None:
     if questions is None or (questions.is_dir() and not split):
         return None
     if questions.is_dir():
-        examples = _source(questions, split, split)
+        examples = [example for source in split.split("+") for example in _source(questions, source, split)]
     elif split.startswith(KARPATHY):
         examples = _karpathy(questions, split, split)
     else:
