@@ -1,4 +1,4 @@
-"""Settings: typed sections, filled from YAML layers and then from the command line.
+"""Settings from YAML layers and the command line.
 
 The layers, each laid over the one before: base < backbone < features < method < task < recipe < data < command line.
 The data layer is a file task.yaml in a data folder. In a layer, section ``task`` is about every task of the run, or
@@ -9,10 +9,8 @@ key and the nearest known one.
 from __future__ import annotations
 
 import difflib
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,186 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dept_vl.settings import KEYS, Settings, TaskSettings, nearest, wrong_values
 from feature_extraction.errors import DamagedError, UsageError
-from feature_extraction.settings import ExtractionSettings
 
 GROUPS = ("backbone", "features", "method", "task", "recipe")  # folders of configs/, in merging order
 DATA_LAYER = "task.yaml"  # in a data folder
-
-
-@dataclass(frozen=True)
-class BackboneSettings:
-    """The frozen text model: T5 v1.0, v1.1 or Flan."""
-
-    name: str = "t5-mini"  # "t5-mini" (embedded), a Hugging Face id, or a local folder
-    revision: str | None = None  # of a Hugging Face id; null: its main branch
-    dropout: float | None = None  # in the frozen layers during training, 0 to 1; null: the model's own
-
-
-@dataclass(frozen=True)
-class MethodSettings:
-    """What is trained."""
-
-    name: str = "dept"  # dept, prompt, visual_only or full
-    budget_length: int = 100  # l: the prompt length whose parameters, l * H, may be spent; prompt tuning uses it whole
-    prompt_length: int = 40  # m: length of DePT's short prompt
-    rank: int | None = None  # r; null: the largest that the budget allows
-    prompt_init: str = "vocabulary"  # vocabulary (sampled embeddings), text, or normal
-    prompt_text: str | None = None  # for prompt_init: text; repeated and cut to the prompt length
-    low_rank_init: str = "official"  # of A: official (uniform within 1/sqrt(r)) or paper (standard normal)
-    low_rank_scale: str = "paper"  # of A·B: paper (1) or official (8/sqrt(r))
-    prompt_sharing: str = "shared"  # among several tasks: shared, or per_task (each its own prompt, A and B)
-
-
-@dataclass(frozen=True)
-class VisualSettings:
-    """How visual tokens enter the encoder."""
-
-    position_rule: str = "joint"  # relative bias: joint (true positions) or vl_t5 (zero with visual tokens)
-    area: str = "true"  # fifth box number: true, or vl_t5 (the published models' formula)
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """One task. ``max_text_length`` is DePT's s: texts are cut to it, and A has a row for each position."""
-
-    name: str = "vqa"
-    module: str = "vqa"  # in dept_vl.tasks
-    prefix: str = ""  # put before every text
-    vl_adapter_prefix: str | None = None  # where VL-Adapter's published runs have another; null: the same
-    prefix_style: str = "vl_t5"  # vl_t5 (``prefix``), vl_adapter (its own), or none
-    max_text_length: int = 20  # s, tokens
-    max_target_length: int = 10  # L, tokens
-    images_per_example: int = 1  # I
-    head: str = "generation"  # generation, classification, or first_step (the labels' first tokens compared)
-    constrained: bool = False  # generation gives only answers of the vocabulary
-    answer_count: int | None = None  # A: so many of the most frequent training answers; null: all
-    answer_file: str | None = None  # in the data folder, a JSON list of answers instead (LXMERT's label2ans)
-    passes_per_epoch: int = 1  # over the examples; each pass draws one target of each
-    loss: str = "example"  # example (mean over an example's tokens, then over examples) or token (over all tokens)
-    num_beams: int = 1  # 1: greedy
-    batch_size: int | None = None  # of this task's steps; null: data.batch_size
-    selection_metric: str = "accuracy"  # the best checkpoint has the highest
-    splits: dict[str, str] = field(default_factory=dict)  # our split name: the name in the data set's file names
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Batching."""
-
-    batch_size: int = 32  # examples an optimizer step sees, over all processes
-    evaluation_batch_size: int = 256  # examples a process generates for at once
-    bucket_width: int = 8  # tokens; texts of a batch differ in length by less than this
-    workers: int = 0  # loader processes for each training process
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW: a learning rate and a weight decay for each group of parameters."""
-
-    prompt_lr: float = 0.3  # P
-    low_rank_lr: float = 1e-3  # A and B
-    visual_lr: float = 1e-3  # visual embedding
-    head_lr: float = 1e-3  # classification head
-    backbone_lr: float = 1e-4  # T5, for method full
-    prompt_weight_decay: float = 1e-5
-    low_rank_weight_decay: float = 1e-5
-    visual_weight_decay: float = 0.01
-    head_weight_decay: float = 0.01
-    backbone_weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-6
-    clip_norm: float = 1.0  # of all gradients together
-    warmup_fraction: float = 0.1  # of all optimizer steps, 0 to 1; then linear decay to 0
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The loop. Give steps or epochs, not both."""
-
-    steps: int | None = None  # optimizer steps
-    epochs: float | None = None  # passes over the training examples
-    evaluate_every: int = 1000  # steps between validations; the best is kept
-    checkpoint_every: int = 1000  # steps between checkpoints; the two newest are kept
-    log_every: int = 10  # steps that one line of the loss log averages over
-    patience: int | None = None  # validations without a better score before stopping; null: never
-    validation_examples: int | None = None  # a fixed random choice of so many; null: all
-    mixing_temperature: float = 1.0  # of several tasks: shares go with size^(1/temperature); large: equal shares
-    precision: str = "fp32"  # fp32 or bf16
-    seed: int = 0
-    tracker: str = "none"  # none, tensorboard, wandb or trackio; the local log.jsonl is always written
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that defines a run, of one task or of several that are trained together."""
-
-    backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    features: ExtractionSettings = field(default_factory=ExtractionSettings)
-    method: MethodSettings = field(default_factory=MethodSettings)
-    tasks: dict[str, TaskSettings] = field(default_factory=lambda: {"vqa": TaskSettings()})
-    visual: VisualSettings = field(default_factory=VisualSettings)
-    data: DataSettings = field(default_factory=DataSettings)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-
-    @property
-    def task(self) -> TaskSettings:
-        """The task of a run of one, or of ``of``.
-
-        Raises:
-            UsageError: there are several.
-        """
-        if len(self.tasks) > 1:
-            raise UsageError(f"One task is needed here, but {', '.join(self.tasks)} are named. Name one of them")
-        return next(iter(self.tasks.values()))
-
-    def of(self, task: str) -> Settings:
-        """The settings as one of the tasks sees them."""
-        return replace(self, tasks={task: self.tasks[task]})
-
-
-SECTIONS = {name: value for name, value in vars(Settings()).items() if name != "tasks"} | {"task": TaskSettings()}
-KEYS = {name: [key.name for key in fields(section)] for name, section in SECTIONS.items()}
-
-CHOICES = {
-    "method.name": ("dept", "prompt", "visual_only", "full"),
-    "method.prompt_init": ("vocabulary", "text", "normal"),
-    "method.low_rank_init": ("official", "paper"),
-    "method.low_rank_scale": ("official", "paper"),
-    "method.prompt_sharing": ("shared", "per_task"),
-    "visual.position_rule": ("joint", "vl_t5"),
-    "visual.area": ("true", "vl_t5"),
-    "task.prefix_style": ("vl_t5", "vl_adapter", "none"),
-    "task.head": ("generation", "classification", "first_step"),
-    "task.loss": ("example", "token"),
-    "training.precision": ("fp32", "bf16"),
-    "training.tracker": ("none", "tensorboard", "wandb", "trackio"),
-}
-
-AT_LEAST = {
-    **dict.fromkeys(("method.budget_length", "task.max_text_length", "task.num_beams"), 1),
-    **dict.fromkeys(("task.batch_size", "task.passes_per_epoch"), 1),
-    **dict.fromkeys(("method.prompt_length", "method.rank", "task.images_per_example"), 0),
-    "task.answer_count": 2,
-    "task.max_target_length": 2,  # a token and </s>
-    **dict.fromkeys(("data.batch_size", "data.evaluation_batch_size", "data.bucket_width"), 1),
-    **dict.fromkeys(("data.workers", "backbone.dropout"), 0),
-    **{f"optimizer.{name}": 0 for name in KEYS["optimizer"]},
-    "optimizer.clip_norm": 1e-6,
-    **dict.fromkeys(("training.steps", "training.patience", "training.validation_examples"), 1),
-    **dict.fromkeys(("training.evaluate_every", "training.checkpoint_every", "training.log_every"), 1),
-    "training.epochs": 0.001,
-    "training.mixing_temperature": 0.01,
-    "training.seed": 0,
-}
-
-AT_MOST = {
-    **dict.fromkeys(("backbone.dropout", "optimizer.warmup_fraction"), 1),
-    **dict.fromkeys(("optimizer.beta1", "optimizer.beta2"), 0.999999),
-    "training.epochs": 1e6,
-}
 
 
 def configs_folder() -> Path:
@@ -339,7 +162,7 @@ def _merged(layers: Iterable[_Layer], tasks: Sequence[str]) -> Settings:
         OmegaConf.set_readonly(section, False)  # as a frozen dataclass it is
     faults = [f"In {layer.name}: {fault}" for layer in layers for fault in _lay_over(merged, layer)]
     settings = cast(Settings, OmegaConf.to_object(merged))
-    faults += _wrong_values(settings)
+    faults += wrong_values(settings)
     if faults:
         raise UsageError("; ".join(faults))
     return settings
@@ -394,45 +217,3 @@ def _suggestion(key: str, here: Sequence[str], section: str = "") -> str:
         [key] if key in full else difflib.get_close_matches(key, here, n=1) or difflib.get_close_matches(key, full, n=1)
     )
     return f" Did you mean {full[names[0]]!r}?" if names else f" Known here: {', '.join(here)}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that asks whether the most similar known name was meant, or nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
-
-
-def _wrong_values(settings: Settings) -> Iterator[str]:
-    for key, allowed in CHOICES.items():
-        for name, value in _look_up(settings, key):
-            if value not in allowed:
-                yield f"{name} is {value!r}.{nearest(str(value), allowed)} It is one of: {', '.join(allowed)}"
-    for key in {**AT_LEAST, **AT_MOST}:
-        least, most = AT_LEAST.get(key, -math.inf), AT_MOST.get(key, math.inf)
-        for name, value in _look_up(settings, key):
-            if value is not None and not least <= value <= most:  # NaN is refused too
-                limits = f"at least {least}" if most == math.inf else f"{least} to {most}"
-                yield f"{name} is {value}; it must be {limits}"
-    training, method = settings.training, settings.method
-    if (training.steps is None) == (training.epochs is None):
-        yield (
-            f"training.steps is {training.steps} and training.epochs is {training.epochs}; set exactly one, "
-            "as in training.steps=600 training.epochs=null"
-        )
-    if method.name == "dept" and method.prompt_length > method.budget_length:
-        yield (
-            f"method.prompt_length (m) is {method.prompt_length} but method.budget_length (l) is "
-            f"{method.budget_length}; DePT needs m <= l: lower m or raise l"
-        )
-    if method.prompt_init == "text" and not method.prompt_text:
-        yield "method.prompt_init is 'text' but method.prompt_text is empty; give the text to start from"
-
-
-def _look_up(settings: Settings, key: str) -> Iterator[tuple[str, Any]]:
-    """A setting's full name and its value, for each task where it is a task's."""
-    section, name = key.split(".")
-    if section != "task":
-        yield key, getattr(getattr(settings, section), name)
-    else:
-        for task, values in settings.tasks.items():
-            yield key if len(settings.tasks) == 1 else f"tasks.{task}.{name}", getattr(values, name)

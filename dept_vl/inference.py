@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 
 from dept_vl.answer_log import AnswerLog
 from dept_vl.command_line import say
-from dept_vl.config import Settings, TaskSettings, settings_from_yaml
+from dept_vl.config import settings_from_yaml
 from dept_vl.data.dataset import ExampleDataset, VisualSource
 from dept_vl.data.loader import evaluation_batches
 from dept_vl.data.preflight import check_examples
@@ -22,6 +22,7 @@ from dept_vl.leaderboard import write_evaluation
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.vl_t5 import VLT5
 from dept_vl.run_folder import LoadedRun, choose_task, load_run, read_record, task_folder
+from dept_vl.settings import Settings, TaskSettings
 from dept_vl.tasks.task import Task
 from dept_vl.types import Batch, Example, Prediction, Scores
 from feature_extraction.backbones import weight_digest

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dept_vl.tasks.files import Faults, refuse
+from dept_vl.formats.files import Faults, refuse
 from dept_vl.tasks.task import OfficialFiles, Task
 from dept_vl.types import Example, Prediction, Scores
 from feature_extraction.durable import write_durably

@@ -112,7 +112,7 @@ def _rows(source: Path) -> dict[str, list[Row]]:
     Raises:
         InputDataError: files are missing, or rows are no such rows.
     """
-    from dept_vl.tasks.files import Faults, check_types, refuse
+    from dept_vl.formats.files import Faults, check_types, refuse
     from dept_vl.tasks.nlvr2 import read_records
 
     files = {split: source / split / f"{split}.jsonl" for split in (*TRAINING, TEST)}

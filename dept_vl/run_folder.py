@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dept_vl.config import Settings, nearest, settings_from_yaml, settings_to_yaml
+from dept_vl.config import settings_from_yaml, settings_to_yaml
 from dept_vl.model.adapter import (
     Adapter,
     adapter_identity,
@@ -30,6 +30,7 @@ from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import build_model
 from dept_vl.model.trainable import TrainableCount
 from dept_vl.model.vl_t5 import VLT5
+from dept_vl.settings import Settings, nearest
 from dept_vl.tasks.task import Task, load_task
 from feature_extraction import FeatureStore
 from feature_extraction.differences import refuse_differences

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
 
 def _checked(task_name: str, submission: Path, questions: Path | None) -> str:
     from dept_vl.config import load_settings
-    from dept_vl.tasks.submission import contents
+    from dept_vl.formats.submission import contents
     from dept_vl.tasks.task import load_task
 
     task = load_task(load_settings({"task": task_name}, []).task)

@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 
 from dept_vl import config
-from dept_vl.config import (
-    BackboneSettings,
-    MethodSettings,
-    Settings,
-    TaskSettings,
-    TrainingSettings,
-    layer_names,
-    load_settings,
-    settings_from_yaml,
-    settings_to_yaml,
-)
+from dept_vl.config import layer_names, load_settings, settings_from_yaml, settings_to_yaml
+from dept_vl.settings import BackboneSettings, MethodSettings, Settings, TaskSettings, TrainingSettings
 from feature_extraction.errors import DamagedError, UsageError
 
 

@@ -8,17 +8,10 @@ from itertools import product
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from dept_vl.config import (
-    GROUPS,
-    Settings,
-    configs_folder,
-    layer_names,
-    load_settings,
-    settings_from_yaml,
-    settings_to_yaml,
-)
+from dept_vl.config import GROUPS, configs_folder, layer_names, load_settings, settings_from_yaml, settings_to_yaml
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.build import BuiltModel, build_model
+from dept_vl.settings import Settings
 from dept_vl.tasks.task import load_task
 
 LAYERS = [(group, name) for group in GROUPS for name in layer_names(group)]

@@ -21,8 +21,9 @@ import yaml
 
 import dept_vl.tasks
 from dept_vl.command_line import run
-from dept_vl.config import GROUPS, KEYS, configs_folder, layer_names, load_settings
+from dept_vl.config import GROUPS, configs_folder, layer_names, load_settings
 from dept_vl.evaluate import main as evaluate
+from dept_vl.settings import KEYS
 from dept_vl.tasks.task import load_task
 from dept_vl.train import main as train
 from dept_vl.types import Prediction

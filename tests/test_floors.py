@@ -44,9 +44,9 @@ FLOORS = (
     },
     {"dept_vl", "dept_vl.bench"},  # the front door, which imports a name when it is asked for, and the benchmarks
 )
-HALL = 4  # the floor whose rooms may use each other, as long as there is no circle
+HALL = 5  # the floor whose rooms may use each other, as long as there is no circle
 CORE = ("types.py", "model", "data", "training", "inference.py", "tasks/task.py", "tasks/vqa.py")
-LONGEST_FILE, LARGEST_CORE = 400, 2_000  # lines of a file in all; lines of code in the core
+LONGEST_FILE, LARGEST_CORE = 400, 2_400  # lines of a file in all; lines of code in the core
 MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:home|root|Users|work|mnt|opt|tmp|var)/|\b[A-Z]:\\")
 
 

@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 
 from dept_vl.answer_log import AnswerLog
-from dept_vl.config import DataSettings, MethodSettings, Settings, TaskSettings, TrainingSettings
 from dept_vl.inference import answer_batch, make_dataset, predict
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.build import build_model
 from dept_vl.model.vl_t5 import VLT5
+from dept_vl.settings import DataSettings, MethodSettings, Settings, TaskSettings, TrainingSettings
 from dept_vl.tasks.task import Task, load_task
 from dept_vl.types import Batch, Example, Prediction
 from feature_extraction import FeatureStore

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dept_vl.config import TaskSettings
 from dept_vl.leaderboard import check_complete, score_files, write_evaluation, write_numbers
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import OfficialFiles, Task, load_task
 from dept_vl.types import Example, Prediction
 from feature_extraction.errors import InputDataError

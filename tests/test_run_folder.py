@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dept_vl.config import MethodSettings, Settings, TaskSettings, TrainingSettings, settings_from_yaml
+from dept_vl.config import settings_from_yaml
 from dept_vl.model.adapter import Adapter, load_adapter
 from dept_vl.run_folder import (
     choose_task,
@@ -24,6 +24,7 @@ from dept_vl.run_folder import (
     run_record,
     task_folder,
 )
+from dept_vl.settings import MethodSettings, Settings, TaskSettings, TrainingSettings
 from dept_vl.types import Batch
 from feature_extraction.errors import DamagedError, IncompatibleError, InputDataError, UsageError
 from feature_extraction.store_layout import seal, unseal

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dept_vl.config import BackboneSettings, load_settings
+from dept_vl.config import load_settings
 from dept_vl.model.backbone import load_backbone
 from dept_vl.model.build import build_model
+from dept_vl.settings import BackboneSettings
 from feature_extraction import FeatureStore, extract_features
 
 pytestmark = pytest.mark.shared

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from dept_vl import evaluate, evaluate_run
 from dept_vl.command_line import command_text, run
-from dept_vl.config import TaskSettings, settings_from_yaml
+from dept_vl.config import settings_from_yaml
 from dept_vl.model.adapter import load_adapter
 from dept_vl.model.trainable import TrainableCount
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import Task
 from dept_vl.train import main
 from dept_vl.training import run as training_run

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dept_vl.command_line import Parser, run
 
 if TYPE_CHECKING:
-    from dept_vl.config import Settings
+    from dept_vl.settings import Settings
     from dept_vl.types import Batch
 
 METHODS = ("prompt", "dept", "visual_only", "full")

@@ -73,8 +73,9 @@ def check_shares(examples: int, *, batch_size: int, world: int) -> None:
     if batch_size % world:
         nearest = max(round(batch_size / world), 1) * world
         raise UsageError(
-            f"data.batch_size is {batch_size}, over all processes, but there are {world} of them and each takes an "
-            f"equal part. Set data.batch_size={nearest}, or start another number of processes"
+            f"A batch has {batch_size} examples, over all processes, but there are {world} of them and each takes an "
+            f"equal part. Set data.batch_size, or the task's own task.batch_size, to {nearest}, or start another "
+            "number of processes"
         )
     if examples < world:
         raise InputDataError(

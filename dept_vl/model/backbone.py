@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
 from transformers.utils import logging
 
-from dept_vl.config import BackboneSettings
+from dept_vl.settings import BackboneSettings
 from feature_extraction.backbones import weight_digest as digest_of_tensors
 from feature_extraction.errors import DamagedError, InputDataError
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from dept_vl.config import MethodSettings, Settings, TaskSettings
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.budget import solve_budget
 from dept_vl.model.decomposed_prompt import DecomposedPrompt, official_a, paper_a
@@ -17,6 +16,7 @@ from dept_vl.model.soft_prompt import SoftPrompt, TaskPrompts, from_normal, from
 from dept_vl.model.trainable import ParameterGroup, TrainableCount, count_trainable, select_trainable
 from dept_vl.model.visual_embedding import VisualEmbedding
 from dept_vl.model.vl_t5 import VLT5
+from dept_vl.settings import MethodSettings, Settings, TaskSettings
 from feature_extraction.errors import UsageError
 
 

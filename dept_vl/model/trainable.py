@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from dept_vl.config import OptimizerSettings
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
 from dept_vl.model.vl_t5 import VLT5
+from dept_vl.settings import OptimizerSettings
 
 
 class ParameterGroup(NamedTuple):

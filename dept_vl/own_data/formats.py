@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from dept_vl.formats.vqa_files import SOFT_SCORES
 from dept_vl.metrics.vqa_accuracy import normalise, processing
 from dept_vl.own_data.rows import OwnRow
-from dept_vl.tasks.vqa_files import SOFT_SCORES
 
 ANNOTATORS = 10  # as in VQAv2: the official accuracy of a single annotator's answer is 0
 KARPATHY = {"train": "train", "validation": "val", "test": "test"}  # our split name: Karpathy's

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from dept_vl.formats.files import Faults, count_and_first
 from dept_vl.own_data.table import Column, Line, keys_of, read_lines, texts
-from dept_vl.tasks.files import Faults, count_and_first
 from feature_extraction.errors import InputDataError
 from feature_extraction.images import ImageFile, list_images
 

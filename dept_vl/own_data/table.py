@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from dept_vl.tasks.files import KINDS, Faults
+from dept_vl.formats.files import KINDS, Faults
 from feature_extraction.errors import InputDataError
 
 DELIMITERS = ",;\t"  # of CSV; the header line tells which

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from dept_vl.config import TaskSettings
-from dept_vl.tasks.files import read_json
+from dept_vl.formats.files import read_json
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import Task
 from dept_vl.types import Example
 from feature_extraction.errors import InputDataError

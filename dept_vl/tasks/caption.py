@@ -11,11 +11,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from dept_vl.config import TaskSettings
-from dept_vl.metrics.caption import FIGURES, caption_scores
-from dept_vl.tasks.files import Faults, check_types, collector_paused, read_json, refuse
-from dept_vl.tasks.karpathy import find_karpathy, read_karpathy
-from dept_vl.tasks.submission import (
+from dept_vl.formats.files import Faults, check_types, collector_paused, read_json, refuse
+from dept_vl.formats.karpathy import find_karpathy, read_karpathy
+from dept_vl.formats.submission import (
     JsonList,
     check_json_list,
     check_name,
@@ -23,7 +21,9 @@ from dept_vl.tasks.submission import (
     json_list_faults,
     read_json_list,
 )
-from dept_vl.tasks.submission.content import template_of
+from dept_vl.formats.submission.content import template_of
+from dept_vl.metrics.caption import FIGURES, caption_scores
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores, Target
 from feature_extraction.durable import write_durably

@@ -12,11 +12,11 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from dept_vl.config import TaskSettings
+from dept_vl.formats.files import KINDS, Faults, check_types, collector_paused, read_json, refuse
+from dept_vl.formats.lxmert import read_lxmert
+from dept_vl.formats.submission import JsonList, check_json_list, read_json_list
 from dept_vl.metrics.gqa import Annotation, Choices, gqa_scores, reasoning_steps
-from dept_vl.tasks.files import KINDS, Faults, check_types, collector_paused, read_json, refuse
-from dept_vl.tasks.lxmert import read_lxmert
-from dept_vl.tasks.submission import JsonList, check_json_list, read_json_list
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores, Target
 from feature_extraction.durable import write_durably

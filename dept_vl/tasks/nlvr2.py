@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dept_vl.config import TaskSettings
+from dept_vl.formats.files import Faults, check_types, collector_paused, refuse
+from dept_vl.formats.lxmert import read_lxmert
+from dept_vl.formats.submission import check_label_csv, read_label_csv
 from dept_vl.metrics.bootstrap import bootstrap_interval
-from dept_vl.tasks.files import Faults, check_types, collector_paused, refuse
-from dept_vl.tasks.lxmert import read_lxmert
-from dept_vl.tasks.submission import check_label_csv, read_label_csv
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores, Target
 from feature_extraction.durable import write_durably

@@ -10,21 +10,11 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import dept_vl.tasks
-from dept_vl.config import TaskSettings, nearest
+from dept_vl.settings import TaskSettings, nearest
 from dept_vl.types import Example, Prediction, Scores
 from feature_extraction.errors import UsageError
 
-NO_TASKS = (  # the modules beside the tasks
-    "task",
-    "answers",
-    "files",
-    "karpathy",
-    "lxmert",
-    "submission",
-    "visual_genome",
-    "vqa_files",
-    "vqa_sources",
-)
+NO_TASKS = ("task", "answers")  # the modules beside the tasks
 
 
 class OfficialFiles(NamedTuple):

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from dept_vl.config import TaskSettings
+from dept_vl.formats.files import count_and_first
+from dept_vl.formats.submission import JsonList, check_json_list, read_json_list
+from dept_vl.formats.visual_genome import VISUAL_GENOME
+from dept_vl.formats.vqa_files import ANSWER_TYPES, read_official, read_questions
+from dept_vl.formats.vqa_sources import read_sources, whole_test
 from dept_vl.metrics.bootstrap import bootstrap_interval
 from dept_vl.metrics.vqa_accuracy import percentage, vqa_accuracy
-from dept_vl.tasks.files import count_and_first
-from dept_vl.tasks.submission import JsonList, check_json_list, read_json_list
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
-from dept_vl.tasks.visual_genome import VISUAL_GENOME
-from dept_vl.tasks.vqa_files import ANSWER_TYPES, read_official, read_questions
-from dept_vl.tasks.vqa_sources import read_sources, whole_test
 from dept_vl.types import Example, Prediction, Scores
 from feature_extraction.durable import write_durably
 from feature_extraction.errors import InputDataError, UsageError

@@ -18,11 +18,11 @@ from torch.optim import AdamW
 from tqdm import tqdm
 
 from dept_vl.command_line import StopSignal, say
-from dept_vl.config import Settings
 from dept_vl.model.adapter import restore_tensors, trained_tensors
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
 from dept_vl.model.trainable import ParameterGroup
 from dept_vl.model.vl_t5 import VLT5
+from dept_vl.settings import Settings
 from dept_vl.training.checkpoint import Checkpoint, Progress, load_newest_checkpoint, save_checkpoint, tidy
 from dept_vl.training.loss_log import LossLog
 from dept_vl.training.optimizer import (

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from dept_vl.config import OptimizerSettings
 from dept_vl.model.trainable import ParameterGroup
+from dept_vl.settings import OptimizerSettings
 from feature_extraction.errors import DamagedError
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of one parameter

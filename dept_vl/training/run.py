@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from dept_vl.command_line import StopSignal, say
-from dept_vl.config import Settings, TaskSettings
 from dept_vl.data.dataset import ExampleDataset
 from dept_vl.data.loader import TrainingBatch, training_batches
 from dept_vl.data.order import steps_per_epoch, task_turns
@@ -29,6 +28,7 @@ from dept_vl.model.build import build_model
 from dept_vl.model.trainable import TrainableCount
 from dept_vl.model.vl_t5 import VLT5
 from dept_vl.run_folder import compute_dtype, open_run, publish_adapters, run_identity, run_record
+from dept_vl.settings import Settings, TaskSettings
 from dept_vl.tasks.answers import task_answers
 from dept_vl.tasks.task import Task, load_task
 from dept_vl.training.loop import Validation, train

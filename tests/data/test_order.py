@@ -91,8 +91,8 @@ def test_a_batch_size_that_processes_cannot_share_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         check_shares(100, batch_size=32, world=3)
     assert str(caught.value) == (
-        "data.batch_size is 32, over all processes, but there are 3 of them and each takes an equal part. "
-        "Set data.batch_size=33, or start another number of processes"
+        "A batch has 32 examples, over all processes, but there are 3 of them and each takes an equal part. "
+        "Set data.batch_size, or the task's own task.batch_size, to 33, or start another number of processes"
     )
 
 

@@ -185,7 +185,7 @@ def test_figures_are_those_of_the_official_pipeline(capfd: pytest.CaptureFixture
 @NEEDS_JAVA
 @pytest.mark.shared
 def test_figures_on_real_captions_are_those_of_the_official_pipeline(shared: Path) -> None:
-    from dept_vl.tasks.karpathy import read_karpathy
+    from dept_vl.formats.karpathy import read_karpathy
 
     images = read_karpathy(shared / "data" / "flickr8k-1000" / "dataset.json")
     references = {image.number: list(image.captions[1:]) for image in images}

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-from dept_vl.config import MethodSettings, OptimizerSettings, Settings, TaskSettings
 from dept_vl.model.adapter import (
     CARD_NAME,
     CONFIG_NAME,
@@ -28,6 +27,7 @@ from dept_vl.model.adapter import (
 from dept_vl.model.backbone import Backbone, weight_digest
 from dept_vl.model.build import BuiltModel, build_model
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
+from dept_vl.settings import MethodSettings, OptimizerSettings, Settings, TaskSettings
 from dept_vl.training.optimizer import make_optimizer
 from dept_vl.types import Batch
 from feature_extraction.errors import DamagedError, IncompatibleError, InputDataError

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dept_vl.config import BackboneSettings
 from dept_vl.model.backbone import EMBEDDED, Backbone, load_backbone, tokenizer_digest, weight_digest
+from dept_vl.settings import BackboneSettings
 from feature_extraction.errors import DamagedError, InputDataError
 
 EMBEDDED_WEIGHTS = "967dc6947c2142188d91fce24d4264a955ee8d1279b9bfd155b9b1f12a4d04d1"

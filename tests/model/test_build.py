@@ -9,20 +9,13 @@ import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
-from dept_vl.config import (
-    BackboneSettings,
-    MethodSettings,
-    OptimizerSettings,
-    Settings,
-    TaskSettings,
-    VisualSettings,
-)
 from dept_vl.model.adapter import trained_tensors
 from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import BuiltModel, build_model
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
 from dept_vl.model.heads import ClassificationHead, FirstStepHead, GenerationHead
 from dept_vl.model.soft_prompt import SoftPrompt
+from dept_vl.settings import BackboneSettings, MethodSettings, OptimizerSettings, Settings, TaskSettings, VisualSettings
 from dept_vl.training.optimizer import make_optimizer
 from dept_vl.types import Batch
 from feature_extraction.errors import UsageError

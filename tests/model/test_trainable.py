@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dept_vl.config import MethodSettings, OptimizerSettings, Settings, TaskSettings
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.build import BuiltModel, build_model
 from dept_vl.model.trainable import TrainableCount
+from dept_vl.settings import MethodSettings, OptimizerSettings, Settings, TaskSettings
 from dept_vl.training.optimizer import make_optimizer
 from dept_vl.types import Batch
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dept_vl.formats.files import Faults
 from dept_vl.own_data.table import Column, Line, keys_of, read_lines, texts
-from dept_vl.tasks.files import Faults
 from feature_extraction.errors import InputDataError
 
 ANSWERS = Column(("answers", "answer", "label"), many=True)

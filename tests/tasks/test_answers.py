@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dept_vl.config import TaskSettings
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.answers import answer_vocabulary, task_answers
 from dept_vl.tasks.task import Task, load_task
 from dept_vl.types import Example, Target

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from dept_vl.config import TaskSettings, load_settings
+from dept_vl.config import load_settings
+from dept_vl.formats.submission import contents
 from dept_vl.metrics.caption import FIGURES, caption_scores
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.caption import build
-from dept_vl.tasks.submission import contents
 from dept_vl.tasks.task import OfficialFiles, Task
 from dept_vl.types import Example, Prediction
 from feature_extraction.errors import InputDataError

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from dept_vl.config import TaskSettings, load_settings
+from dept_vl.config import load_settings
 from dept_vl.metrics.gqa import Annotation, Choices
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.gqa import build
 from dept_vl.tasks.task import OfficialFiles, Task, load_task
 from dept_vl.types import Example, Prediction, Target

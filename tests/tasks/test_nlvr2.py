@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dept_vl.config import TaskSettings, load_settings
+from dept_vl.config import load_settings
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.nlvr2 import build
 from dept_vl.tasks.task import OfficialFiles, Task, load_task
 from dept_vl.types import Example, Prediction, Target

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dept_vl.config import TaskSettings, nearest
+from dept_vl.settings import TaskSettings, nearest
 from dept_vl.tasks.task import load_task, split_name
 from feature_extraction.errors import UsageError
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dept_vl.config import TaskSettings, load_settings
+from dept_vl.config import load_settings
+from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import OfficialFiles, Task
 from dept_vl.tasks.vqa import build, majority_answer
 from dept_vl.types import Example, Prediction

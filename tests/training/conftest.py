@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from transformers import T5ForConditionalGeneration
 
 from dept_vl.command_line import StopSignal
-from dept_vl.config import MethodSettings, OptimizerSettings, Settings, TaskSettings, TrainingSettings
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.build import BuiltModel, build_model
 from dept_vl.model.vl_t5 import VLT5
+from dept_vl.settings import MethodSettings, OptimizerSettings, Settings, TaskSettings, TrainingSettings
 from dept_vl.training.loop import TrainingResult, Validation, train
 from dept_vl.types import Batch
 

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dept_vl.config import OptimizerSettings
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
+from dept_vl.settings import OptimizerSettings
 from dept_vl.training import loop
 from dept_vl.training.checkpoint import Progress, load_newest_checkpoint
 from dept_vl.training.loop import TrainingResult

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from dept_vl.config import OptimizerSettings
 from dept_vl.model.trainable import ParameterGroup
+from dept_vl.settings import OptimizerSettings
 from dept_vl.training.optimizer import (
     make_optimizer,
     optimizer_tensors,

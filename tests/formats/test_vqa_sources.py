@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dept_vl.tasks import vqa_sources
-from dept_vl.tasks.vqa_files import read_official
-from dept_vl.tasks.vqa_sources import read_sources, whole_test
+from dept_vl.formats import vqa_sources
+from dept_vl.formats.vqa_files import read_official
+from dept_vl.formats.vqa_sources import read_sources, whole_test
 from dept_vl.types import Example
 from feature_extraction.errors import InputDataError
 

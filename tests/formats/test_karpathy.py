@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dept_vl.tasks.karpathy import KarpathyImage, find_karpathy, read_karpathy
+from dept_vl.formats.karpathy import KarpathyImage, find_karpathy, read_karpathy
 from feature_extraction.errors import InputDataError
 
 TOY_DATA = Path(__file__).parents[1] / "toy_data" / "caption"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dept_vl.tasks.visual_genome import read_visual_genome
+from dept_vl.formats.visual_genome import read_visual_genome
 from dept_vl.types import Example, Target
 from feature_extraction.errors import InputDataError
 

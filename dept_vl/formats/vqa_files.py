@@ -9,8 +9,8 @@ from pathlib import Path
 from sys import intern
 from typing import Any, NamedTuple
 
+from dept_vl.formats.files import Faults, check_types, collector_paused, read_json, refuse
 from dept_vl.metrics.vqa_accuracy import processing
-from dept_vl.tasks.files import Faults, check_types, collector_paused, read_json, refuse
 from dept_vl.types import Example, Target
 from feature_extraction.errors import InputDataError
 

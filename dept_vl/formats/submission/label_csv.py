@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dept_vl.tasks.files import Faults, refuse
-from dept_vl.tasks.submission.content import decode, id_faults, read_content, sentences
+from dept_vl.formats.files import Faults, refuse
+from dept_vl.formats.submission.content import decode, id_faults, read_content, sentences
 from dept_vl.types import Prediction
 from feature_extraction.errors import InputDataError
 

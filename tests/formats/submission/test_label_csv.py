@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dept_vl.tasks.submission import check_label_csv, read_label_csv
+from dept_vl.formats.submission import check_label_csv, read_label_csv
 from dept_vl.types import Prediction
 from feature_extraction.errors import InputDataError
 

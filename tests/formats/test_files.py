@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dept_vl.tasks.files import Faults, check_types, collector_paused, count_and_first, read_json, refuse
+from dept_vl.formats.files import Faults, check_types, collector_paused, count_and_first, read_json, refuse
 from feature_extraction.errors import InputDataError
 
 

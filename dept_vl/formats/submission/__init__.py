@@ -4,10 +4,10 @@ Faults are sentences without the file's name, which the caller knows. Files are 
 for byte: a server's reader is less forgiving than ours.
 """
 
-from dept_vl.tasks.submission.archive import check_zip
-from dept_vl.tasks.submission.content import check_name, contents
-from dept_vl.tasks.submission.json_list import JsonList, check_json_list, json_list_faults, read_json_list
-from dept_vl.tasks.submission.label_csv import check_label_csv, read_label_csv
+from dept_vl.formats.submission.archive import check_zip
+from dept_vl.formats.submission.content import check_name, contents
+from dept_vl.formats.submission.json_list import JsonList, check_json_list, json_list_faults, read_json_list
+from dept_vl.formats.submission.label_csv import check_label_csv, read_label_csv
 
 __all__ = [
     "JsonList",

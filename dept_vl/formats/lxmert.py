@@ -9,7 +9,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from dept_vl.tasks.files import KINDS, Faults, check_types, collector_paused, read_json, refuse
+from dept_vl.formats.files import KINDS, Faults, check_types, collector_paused, read_json, refuse
 from dept_vl.types import Example, Target
 from feature_extraction.errors import InputDataError
 

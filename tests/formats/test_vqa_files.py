@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dept_vl.tasks.vqa_files import read_annotations, read_official, read_questions
+from dept_vl.formats.vqa_files import read_annotations, read_official, read_questions
 from dept_vl.types import Example, Target
 from feature_extraction.errors import InputDataError
 

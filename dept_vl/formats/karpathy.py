@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dept_vl.tasks.files import Faults, check_types, collector_paused, read_json, refuse
+from dept_vl.formats.files import Faults, check_types, collector_paused, read_json, refuse
 from feature_extraction.errors import InputDataError
 
 KARPATHY_FILE = "dataset_coco.json"

@@ -14,11 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from dept_vl.tasks.files import Faults, collector_paused, refuse
-from dept_vl.tasks.karpathy import KARPATHY_FILE, read_karpathy
-from dept_vl.tasks.lxmert import read_lxmert
-from dept_vl.tasks.visual_genome import VISUAL_GENOME, VISUAL_GENOME_FILE, read_visual_genome
-from dept_vl.tasks.vqa_files import Annotation, read_annotations, read_official, read_questions
+from dept_vl.formats.files import Faults, collector_paused, refuse
+from dept_vl.formats.karpathy import KARPATHY_FILE, read_karpathy
+from dept_vl.formats.lxmert import read_lxmert
+from dept_vl.formats.visual_genome import VISUAL_GENOME, VISUAL_GENOME_FILE, read_visual_genome
+from dept_vl.formats.vqa_files import Annotation, read_annotations, read_official, read_questions
 from dept_vl.types import Example
 from feature_extraction.errors import InputDataError
 

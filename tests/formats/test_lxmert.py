@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dept_vl.tasks.lxmert import read_lxmert
+from dept_vl.formats.lxmert import read_lxmert
 from dept_vl.types import Example, Target
 from feature_extraction.errors import InputDataError
 

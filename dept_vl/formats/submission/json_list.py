@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dept_vl.tasks.files import KINDS, Faults, check_types, collector_paused, read_json, refuse
-from dept_vl.tasks.submission.content import decode, id_faults, read_content, sentences
+from dept_vl.formats.files import KINDS, Faults, check_types, collector_paused, read_json, refuse
+from dept_vl.formats.submission.content import decode, id_faults, read_content, sentences
 from dept_vl.types import Prediction
 from feature_extraction.errors import InputDataError
 

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from dept_vl.tasks.files import Faults, count_and_first
+from dept_vl.formats.files import Faults, count_and_first
 from feature_extraction.errors import InputDataError
 
 SIGNATURES = (  # what content of another format begins with

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dept_vl.tasks.submission import archive, check_zip
+from dept_vl.formats.submission import archive, check_zip
 
 VAL, TEST = "captions_val2014_<alg>_results.json", "captions_test2014_<alg>_results.json"
 GOOD = {"captions_val2014_x_results.json": b"good", "captions_test2014_x_results.json": b"good"}

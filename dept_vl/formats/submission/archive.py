@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 
-from dept_vl.tasks.files import Faults
-from dept_vl.tasks.submission.content import Named, read_content, sentences, template_of
+from dept_vl.formats.files import Faults
+from dept_vl.formats.submission.content import Named, read_content, sentences, template_of
 
 LARGEST = 1 << 30  # bytes of an unpacked file; COCO's have about 4 MB
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dept_vl.tasks.submission.content import check_name, contents, decode, id_faults, read_content, template_of
+from dept_vl.formats.submission.content import check_name, contents, decode, id_faults, read_content, template_of
 from feature_extraction.errors import InputDataError
 
 WHOLE = "The server wants all questions of test2015"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dept_vl.tasks.submission import JsonList, check_json_list, json_list_faults, read_json_list
+from dept_vl.formats.submission import JsonList, check_json_list, json_list_faults, read_json_list
 from dept_vl.types import Prediction
 from feature_extraction.errors import InputDataError
 
