@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dept_vl import config
+from dept_vl import config, settings
 from dept_vl.config import layer_names, load_settings, settings_from_yaml, settings_to_yaml
 from dept_vl.settings import BackboneSettings, MethodSettings, Settings, TaskSettings, TrainingSettings
 from feature_extraction.errors import DamagedError, UsageError
@@ -73,7 +73,7 @@ def test_base_yaml_states_the_defaults_of_the_sections() -> None:
 
 
 def test_sections_are_frozen() -> None:
-    for value in (Settings(), *config.SECTIONS.values()):
+    for value in (Settings(), *settings.SECTIONS.values()):
         assert is_dataclass(value)
         assert value.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
@@ -157,10 +157,10 @@ def test_values_out_of_a_choice_are_refused_with_all_of_it(override: str, messag
     assert refusal(override) == message
 
 
-@pytest.mark.parametrize("key", [key for key, least in config.AT_LEAST.items() if key not in config.AT_MOST])
+@pytest.mark.parametrize("key", [key for key, least in settings.AT_LEAST.items() if key not in settings.AT_MOST])
 def test_numbers_below_their_limit_are_refused(key: str) -> None:
     section, name = key.split(".")
-    least = config.AT_LEAST[key]
+    least = settings.AT_LEAST[key]
     below = least - 1 if isinstance(least, int) else least / 2
     changed = {"training.steps": ["training.epochs=null"]}.get(key, [])
     message = refusal(f"{key}={below}", *changed)
