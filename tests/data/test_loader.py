@@ -185,7 +185,7 @@ def test_an_impossible_start_is_refused_at_the_call(dataset: ExampleDataset) -> 
 
 
 def test_batches_that_processes_cannot_share_are_refused_at_the_call(dataset: ExampleDataset) -> None:
-    with pytest.raises(UsageError, match=r"data\.batch_size is 12, over all processes, but there are 5 of them"):
+    with pytest.raises(UsageError, match="A batch has 12 examples, over all processes, but there are 5 of them"):
         training_batches(dataset, batch_size=12, bucket_width=8, seed=0, world=5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,14 @@ SMALL = (
     *("method.budget_length=10", "method.prompt_length=4", "training.steps=3", "training.epochs=null"),
     *("training.evaluate_every=2", "training.checkpoint_every=2", "data.batch_size=2", "data.evaluation_batch_size=3"),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_java() -> Iterator[None]:
+    """METEOR takes seconds for each score where Java is installed; tests/metrics/test_caption.py has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dept_vl.metrics.caption.shutil.which", lambda name: None)
+        yield
 
 
 class Toy(NamedTuple):
