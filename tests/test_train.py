@@ -348,3 +348,14 @@ def test_options_and_settings_may_come_in_any_order(
     mixed = ["training.seed=3", *arguments[:4], "data.batch_size=2", *arguments[4:], "--dry-run"]
     assert run(main, mixed) == 0
     assert "7 steps of 4 (" in capsys.readouterr().err  # the later data.batch_size counts
+
+
+def test_what_is_wrong_with_both_splits_is_said_at_once(
+    train_arguments: Callable[..., list[str]], toy_vqa: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(toy_vqa, tmp_path / "data"))
+    for split in ("train", "val"):
+        (data / f"v2_toy_{split}_annotations.json").unlink()
+    with pytest.raises(InputDataError, match=r"_train_annotations\.json.* Also: .*_val_annotations\.json"):
+        main(train_arguments(tmp_path / "run", data=data))
+    assert not (tmp_path / "run").exists()

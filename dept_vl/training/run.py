@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ def train_run(
             advice="Tasks that train together share the visual embedding: extract all with one backbone and grid",
         )
     settings = replace(settings, features=store.settings)
-    tasks = {name: _read_task(settings.of(name), data[name], stores[features[name]]) for name in settings.tasks}
+    tasks = _read_tasks(settings, data, {name: stores[features[name]] for name in settings.tasks})
     if talks:
         for one in stores.values():
             one.verify()
@@ -203,17 +204,38 @@ def train_run(
     accelerator.end_training()
 
 
-def _read_task(settings: Settings, data: Path, store: FeatureStore) -> _TaskData:
-    """A task's examples, checked against each other and the store."""
-    task = load_task(settings.task)
-    training, validation = task.read(data, "train"), task.read(data, "validation")
-    check_examples(training, store, f"Split 'train' of {data}")
-    check_examples(validation, store, f"Split 'validation' of {data}")
-    _check_targets(training, settings.task, data)
-    answers = task_answers(task, settings.task, training, data)
-    return _TaskData(
-        task, settings, store, training, _choose(validation, settings.training.validation_examples), answers
-    )
+def _read_tasks(
+    settings: Settings, data: Mapping[str, Path], stores: Mapping[str, FeatureStore]
+) -> dict[str, _TaskData]:
+    """Each task's examples, checked against each other and against the features.
+
+    Raises:
+        InputDataError: names what is wrong with all splits of all tasks.
+    """
+    loaded = {name: load_task(settings.tasks[name]) for name in settings.tasks}
+    examples: dict[tuple[str, str], Sequence[Example]] = {}
+    faults: dict[str, None] = {}  # in order, each once
+    for (name, task), split in product(loaded.items(), ("train", "validation")):
+        try:
+            examples[name, split] = task.read(data[name], split)
+            check_examples(examples[name, split], stores[name], f"Split {split!r} of {data[name]}")
+            if split == "train":
+                _check_targets(examples[name, split], settings.tasks[name], data[name])
+        except InputDataError as error:
+            faults[str(error)] = None
+    if faults:
+        raise InputDataError(". Also: ".join(faults))
+    return {
+        name: _TaskData(
+            task=task,
+            settings=settings.of(name),
+            store=stores[name],
+            training=examples[name, "train"],
+            validation=_choose(examples[name, "validation"], settings.training.validation_examples),
+            answers=task_answers(task, settings.tasks[name], examples[name, "train"], data[name]),
+        )
+        for name, task in loaded.items()
+    }
 
 
 def _dataset(task: _TaskData, examples: Sequence[Example], backbone: Backbone) -> ExampleDataset:

@@ -127,6 +127,14 @@ def test_every_split_goes_from_pictures_to_a_file_that_its_server_takes(toy: Toy
         assert (load_settings({"task": toy.task.name}, []).task.selection_metric in scored) == (split in toy.answered)
 
 
+def test_splits_that_the_server_takes_together_come_in_one_file(toy: Toy, run: Path) -> None:
+    together = [split for split in toy.splits if len(toy.task.server_splits(split)) > 1]
+    assert (toy.task.bundle is not None) == bool(together)
+    for split in together[-1:]:
+        evaluate(["--run", str(run), "--split", split])
+        assert toy.task.check_submission(run / "evaluation" / split / "results.zip", toy.folder) == []
+
+
 def test_a_second_evaluation_gives_the_same_bytes(toy: Toy, run: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
         evaluate(["--run", str(run), "--split", "validation", "--output", str(tmp_path / name), "--single"])
