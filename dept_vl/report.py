@@ -87,7 +87,7 @@ def report_run(
         log_path=folder / "log.jsonl",
         examples=loaded.read(data or Path(record["data"][name]), split),
         predictions=loaded.read_submission(evaluation / loaded.submission_name(split)),
-        per_example=per_example,
+        per_example={} if loaded.graded else per_example,
         image_paths={image.image_id: image.path for image in list_images(images)} if images else {},
         title=f"{name} {split}{score} ({settings.method.name} on {settings.backbone.name})",
         metric=metric,
@@ -111,8 +111,8 @@ def write_report(
     """Draw the losses and validation scores of a log, and some right and some wrong answers, into one picture.
 
     Equal input gives an equal picture: the answers are drawn at random, but always the same. ``per_example`` holds
-    scores of 0 to 1; ``image_paths`` maps image ids to files; ``metric`` names the validation score, of
-    ``task`` where the log is of several.
+    scores of 0 to 1, or nothing if answers are neither right nor wrong; ``image_paths`` maps image ids to files;
+    ``metric`` names the validation score, of ``task`` where the log is of several.
 
     Raises:
         InputDataError: no example has all its images in ``image_paths``.

@@ -132,11 +132,11 @@ def _colour(answer: Answer) -> str:
 
 
 def _references(references: Sequence[str]) -> str:
-    """The most frequent references, with their counts where they differ."""
+    """The most frequent references, with their counts where some are given more than once."""
     counts = Counter(references).most_common(3)
-    if len(counts) == 1:
-        return counts[0][0]
-    return ", ".join(f"{text} ({count})" for text, count in counts) or "none"
+    if len(counts) == 1 or len(set(references)) == len(references):
+        return ", ".join(text for text, _ in counts) or "none"
+    return ", ".join(f"{text} ({count})" for text, count in counts)
 
 
 def _fit(text: str, width: float, most: int, size: float, weight: str = "normal", colour: str = BLACK) -> list[Line]:

@@ -196,6 +196,8 @@ class TestPicture:
     def test_references_are_counted_where_they_differ(self) -> None:
         assert report_picture._references(("red",) * 10) == "red"
         assert report_picture._references(("red", "blue", "red")) == "red (2), blue (1)"
+        assert report_picture._references(("a red bus", "a bus")) == "a red bus, a bus"
+        assert report_picture._references(()) == "none"
         assert report_picture._references(()) == "none"
 
     def test_long_curves_are_drawn_with_their_running_mean(self) -> None:

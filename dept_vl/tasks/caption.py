@@ -59,6 +59,7 @@ def build(settings: TaskSettings) -> Task:
         read_submission=partial(read_json_list, rows=RESULTS),
         check_submission=partial(check_submission, splits=settings.splits),
         submission_name=partial(submission_name, splits=settings.splits),
+        graded=True,
         score_validation=partial(score, java=False),
         server_splits=partial(server_splits, splits=settings.splits),
         bundle=bundle,

@@ -55,6 +55,7 @@ class Task:
 
     file_options: tuple[str, ...] = ()  # which of OfficialFiles beside the annotations it makes use of
     labels: tuple[str, ...] = ()  # the only answers there are, where there are few
+    graded: bool = False  # answers are better or worse, not right or wrong
     ignores_unknown: bool = False  # predictions for ids that the annotations do not have, as its official script does
     # Validation during training leaves out what takes long; None: it is the score.
     score_validation: Callable[[Sequence[Prediction], Sequence[Example]], Scores] | None = None

@@ -19,6 +19,8 @@ from dept_vl.config import layer_names, load_settings
 from dept_vl.evaluate import main as evaluate
 from dept_vl.extract import main as extract
 from dept_vl.leaderboard import write_evaluation
+from dept_vl.report import main as report
+from dept_vl.report_picture import Answer
 from dept_vl.tasks.task import Task, load_task
 from dept_vl.train import main as train
 from dept_vl.types import Example, Prediction
@@ -133,6 +135,21 @@ def test_splits_that_the_server_takes_together_come_in_one_file(toy: Toy, run: P
     for split in together[-1:]:
         evaluate(["--run", str(run), "--split", split])
         assert toy.task.check_submission(run / "evaluation" / split / "results.zip", toy.folder) == []
+
+
+def test_the_report_marks_answers_as_right_or_wrong_unless_they_are_graded(
+    toy: Toy, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Answer] = []
+    monkeypatch.setattr(
+        "dept_vl.report_picture.draw_report", lambda **given: shown.extend(given["answers"]) or b"a picture"
+    )
+    evaluate(["--run", str(run), "--split", "validation", "--single"])
+    report(["--run", str(run), "--split", "validation", "--images", str(run.parent / "images")])
+    assert (run / "evaluation" / "validation" / "report.png").read_bytes() == b"a picture"
+    (run / "evaluation" / "validation" / "report.png").unlink()
+    assert len(shown) == min(len(toy.splits["validation"]), 8)
+    assert {answer.right is None for answer in shown} == {toy.task.graded}
 
 
 def test_a_second_evaluation_gives_the_same_bytes(toy: Toy, run: Path, tmp_path: Path) -> None:
