@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from dept_vl.metrics import caption
 from dept_vl.metrics.caption import FIGURES, caption_scores
+from dept_vl.metrics.ptb_tokens import ptb_tokens
 
 REFERENCES = {
     "1": ["A dog runs on the grass.", "a brown dog is running", "The dog's running!"],
@@ -229,3 +231,12 @@ def official_tokens(
     tokenizer = PTBTokenizer()
     rows = {image: [{"caption": one} for one in captions] for image, captions in references.items()}
     return tokenizer.tokenize(rows), tokenizer.tokenize({one: [{"caption": candidates[one]}] for one in rows})
+
+
+@pytest.mark.shared
+def test_the_official_sample_has_the_n_grams_of_its_published_scores(shared: Path) -> None:
+    """The official demo prints guess: [9893, 8893, 7893, 6893] for its 1,000 captions."""
+    sample = json.loads((shared / "data" / "coco_caption" / "captions_val2014_fakecap_results.json").read_text())
+    lengths = [len(line.split()) for line in ptb_tokens([row["caption"] for row in sample])]
+    guesses = [sum(max(length - n, 0) for length in lengths) for n in range(4)]
+    assert guesses == [9893, 8893, 7893, 6893]
