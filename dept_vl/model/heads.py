@@ -18,10 +18,10 @@ from feature_extraction.errors import UsageError
 
 
 class StepOutput(NamedTuple):
-    """What one training step needs to know."""
+    """The loss of a batch: a mean, and what it is divided by, which is its weight in a mean over processes."""
 
     loss: Float[Tensor, ""]
-    target_tokens: Int64[Tensor, ""]  # not padding
+    weight: Float[Tensor, ""]  # examples, or target tokens times their examples' weights
 
 
 class GenerationHead(nn.Module):
@@ -71,10 +71,9 @@ class GenerationHead(nn.Module):
         tokens = batch.target_mask.sum(dim=1)
         by_example = (by_token * batch.target_mask).sum(dim=1)
         if self.token_mean:
-            loss = (by_example * batch.target_weights).sum() / (tokens * batch.target_weights).sum().clamp(min=1e-6)
-        else:
-            loss = (by_example / tokens.clamp(min=1) * batch.target_weights).mean()
-        return StepOutput(loss=loss, target_tokens=tokens.sum())
+            weight = (tokens * batch.target_weights).sum().clamp(min=1e-6)
+            return StepOutput((by_example * batch.target_weights).sum() / weight, weight)
+        return _mean(by_example / tokens.clamp(min=1) * batch.target_weights)
 
     def answers(
         self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
@@ -158,7 +157,7 @@ class ClassificationHead(nn.Module):
         """The loss of a batch, whose answers outside the vocabulary count as none."""
         logits = self._logits(t5, states, mask)
         entropy = functional.binary_cross_entropy_with_logits(logits, batch.answer_scores, reduction="none")
-        return StepOutput(loss=entropy.sum(dim=1).mean(), target_tokens=batch.target_mask.sum())
+        return _mean(entropy.sum(dim=1))
 
     def answers(
         self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
@@ -176,6 +175,10 @@ class ClassificationHead(nn.Module):
 
 
 Head = GenerationHead | ClassificationHead
+
+
+def _mean(by_example: Float[Tensor, " B"]) -> StepOutput:
+    return StepOutput(by_example.mean(), by_example.new_tensor(float(len(by_example))))
 
 
 def _first_step(t5: T5ForConditionalGeneration, states: Tensor, mask: Tensor, **options: bool) -> Any:  # noqa: ANN401

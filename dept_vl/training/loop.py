@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dept_vl.command_line import StopSignal, say
 from dept_vl.model.adapter import restore_tensors, trained_tensors
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
+from dept_vl.model.heads import StepOutput
 from dept_vl.model.trainable import ParameterGroup
 from dept_vl.model.vl_t5 import VLT5
 from dept_vl.settings import Settings
@@ -158,10 +159,11 @@ def _update(
     torch.manual_seed(hash((training.seed, step, run.accelerator.process_index)))
     run.model.train()
     output = wrapped(batch)
-    run.accelerator.backward(output.loss)
+    share = _share(run.accelerator, output)
+    run.accelerator.backward(share)
     parameters = [parameter for group in run.groups for parameter in group.parameters.values()]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.settings.optimizer.clip_norm))
-    loss = float(run.accelerator.reduce(output.loss.detach(), reduction="mean"))  # over processes, so that all agree
+    loss = float(run.accelerator.reduce(share.detach(), reduction="mean"))  # over processes, so that all agree
     if not (math.isfinite(loss) and math.isfinite(norm)):
         _refuse_update(run, batch, step, loss, norm)
 
@@ -191,6 +193,14 @@ def _update(
         )
         progress.window_loss, progress.window_steps = {}, {}
     return update_norms
+
+
+def _share(accelerator: Accelerator, output: StepOutput) -> Tensor:
+    """The loss of a process, so weighted that the mean over the processes is the loss of the whole batch."""
+    if accelerator.num_processes == 1:
+        return output.loss
+    mean_weight: Tensor = accelerator.reduce(output.weight, reduction="mean")
+    return output.loss * (output.weight / mean_weight)
 
 
 def _losses_by_task(progress: Progress) -> dict[str, dict[str, float]]:
