@@ -22,6 +22,7 @@ from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import Task
 from dept_vl.train import main
 from dept_vl.training import run as training_run
+from dept_vl.training import task_data
 from dept_vl.training.loss_log import read_log
 from dept_vl.types import Example, Scores
 from feature_extraction.errors import InputDataError
@@ -101,14 +102,14 @@ def test_validation_on_a_part_takes_the_same_examples_for_every_seed(
     train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = []
-    original = training_run._choose
+    original = task_data._choose
 
     def watched(*arguments: object) -> object:
         examples = original(*arguments)  # type: ignore[arg-type]
         chosen.append([example.example_id for example in examples])
         return examples
 
-    monkeypatch.setattr(training_run, "_choose", watched)
+    monkeypatch.setattr(task_data, "_choose", watched)
     for seed in (0, 1):
         arguments = train_arguments(tmp_path / "run", "training.validation_examples=3", f"training.seed={seed}")
         assert run(main, [*arguments, "--dry-run"]) == 0
@@ -198,11 +199,15 @@ def test_training_data_without_answers_is_refused(
 def test_examples_of_which_none_has_a_target_are_refused() -> None:
     examples = [Example("q", "what ?", ())] * 3
     with pytest.raises(InputDataError) as raised:
-        training_run._check_targets(examples, TaskSettings(splits={"train": "test2015"}), Path("data"))
+        task_data._check_answers(examples, "train", TaskSettings(splits={"train": "test2015"}), Path("data"))
     assert str(raised.value) == (
         "None of the 3 examples of split 'train' (test2015) of data has an answer to train on. Give the annotations "
         "too, or set task.splits.train to a split that has them"
     )
+    with pytest.raises(
+        InputDataError, match=r"split 'validation' \(None\) of data has an answer to choose the best step"
+    ):
+        task_data._check_answers(examples, "validation", TaskSettings(), Path("data"))
 
 
 @pytest.mark.parametrize(
@@ -227,12 +232,12 @@ def test_a_metric_that_the_validation_does_not_give_is_refused(
 def test_a_validation_may_leave_out_what_takes_long(
     train_arguments: TrainArguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = training_run.load_task
+    original = task_data.load_task
 
     def load_task(settings: TaskSettings) -> Task:
         return replace(original(settings), score_validation=lambda *_: Scores({"accuracy": 12.5}, {}))
 
-    monkeypatch.setattr(training_run, "load_task", load_task)
+    monkeypatch.setattr(task_data, "load_task", load_task)
     assert run(main, train_arguments(tmp_path / "run", TWO_STEPS)) == 0
     found = [record["validation"] for record in read_log(tmp_path / "run" / "log.jsonl") if "validation" in record]
     assert found == [{"accuracy": 12.5}]

@@ -8,9 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
@@ -18,9 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from dept_vl.command_line import StopSignal, say
 from dept_vl.data.dataset import ExampleDataset
-from dept_vl.data.loader import TrainingBatch, training_batches
-from dept_vl.data.order import steps_per_epoch, task_turns
-from dept_vl.data.preflight import check_examples
+from dept_vl.data.order import task_turns
 from dept_vl.data.tokens import cache_folder
 from dept_vl.inference import make_dataset, predict
 from dept_vl.model.adapter import Adapter
@@ -29,42 +25,13 @@ from dept_vl.model.build import build_model
 from dept_vl.model.trainable import TrainableCount
 from dept_vl.model.vl_t5 import VLT5
 from dept_vl.run_folder import compute_dtype, open_run, publish_adapters, run_identity, run_record
-from dept_vl.settings import Settings, TaskSettings
-from dept_vl.tasks.answers import task_answers
-from dept_vl.tasks.task import Task, load_task
+from dept_vl.settings import Settings
 from dept_vl.training.loop import Validation, train
+from dept_vl.training.task_data import TaskData, read_tasks, task_batches
 from dept_vl.types import Batch, Example, Prediction
 from feature_extraction import FeatureStore
 from feature_extraction.differences import refuse_differences
 from feature_extraction.errors import DiskFullError, InputDataError, UsageError
-
-VALIDATION_SEED = 0  # every run scores the same validation examples, whatever its own seed
-
-
-class _TaskData(NamedTuple):
-    """One task's data of a run."""
-
-    task: Task
-    settings: Settings  # as this task sees them
-    store: FeatureStore
-    training: Sequence[Example]
-    validation: Sequence[Example]
-    answers: list[str] | None
-
-    @property
-    def batch_size(self) -> int:
-        """Examples in this task's steps, over all processes."""
-        return self.settings.task.batch_size or self.settings.data.batch_size
-
-    @property
-    def pass_steps(self) -> int:
-        """Steps in which all training examples are seen once."""
-        return steps_per_epoch(len(self.training), self.batch_size)
-
-    @property
-    def epoch_steps(self) -> int:
-        """Steps of an epoch."""
-        return self.pass_steps * self.settings.task.passes_per_epoch
 
 
 def train_run(
@@ -99,7 +66,7 @@ def train_run(
             advice="Tasks that train together share the visual embedding: extract all with one backbone and grid",
         )
     settings = replace(settings, features=store.settings)
-    tasks = _read_tasks(settings, data, {name: stores[features[name]] for name in settings.tasks})
+    tasks = read_tasks(settings, data, {name: stores[features[name]] for name in settings.tasks})
     if talks:
         for one in stores.values():
             one.verify()
@@ -154,23 +121,9 @@ def train_run(
         validation_sets = {name: _dataset(task, task.validation, backbone) for name, task in tasks.items()}
 
     def batches_from(step: int) -> Iterator[Batch]:
-        streams: dict[str, Iterator[TrainingBatch]] = {}
-        for turn in turns[step:]:
-            if turn.task not in streams:
-                task = tasks[turn.task]
-                epoch, position = divmod(turn.step, task.pass_steps)
-                streams[turn.task] = training_batches(
-                    training_sets[turn.task],
-                    batch_size=task.batch_size,
-                    bucket_width=settings.data.bucket_width,
-                    seed=settings.training.seed,
-                    epoch=epoch,
-                    position=position,
-                    rank=accelerator.process_index,
-                    world=accelerator.num_processes,
-                    workers=settings.data.workers,
-                )
-            yield next(streams[turn.task]).batch
+        return task_batches(
+            turns[step:], tasks, training_sets, rank=accelerator.process_index, world=accelerator.num_processes
+        )
 
     def validate(model: VLT5) -> dict[str, Validation]:
         return {
@@ -204,46 +157,12 @@ def train_run(
     accelerator.end_training()
 
 
-def _read_tasks(
-    settings: Settings, data: Mapping[str, Path], stores: Mapping[str, FeatureStore]
-) -> dict[str, _TaskData]:
-    """Each task's examples, checked against each other and against the features.
-
-    Raises:
-        InputDataError: names what is wrong with all splits of all tasks.
-    """
-    loaded = {name: load_task(settings.tasks[name]) for name in settings.tasks}
-    examples: dict[tuple[str, str], Sequence[Example]] = {}
-    faults: dict[str, None] = {}  # in order, each once
-    for (name, task), split in product(loaded.items(), ("train", "validation")):
-        try:
-            examples[name, split] = task.read(data[name], split)
-            check_examples(examples[name, split], stores[name], f"Split {split!r} of {data[name]}")
-            if split == "train":
-                _check_targets(examples[name, split], settings.tasks[name], data[name])
-        except InputDataError as error:
-            faults[str(error)] = None
-    if faults:
-        raise InputDataError(". Also: ".join(faults))
-    return {
-        name: _TaskData(
-            task=task,
-            settings=settings.of(name),
-            store=stores[name],
-            training=examples[name, "train"],
-            validation=_choose(examples[name, "validation"], settings.training.validation_examples),
-            answers=task_answers(task, settings.tasks[name], examples[name, "train"], data[name]),
-        )
-        for name, task in loaded.items()
-    }
-
-
-def _dataset(task: _TaskData, examples: Sequence[Example], backbone: Backbone) -> ExampleDataset:
+def _dataset(task: TaskData, examples: Sequence[Example], backbone: Backbone) -> ExampleDataset:
     answers = task.answers if task.settings.task.head == "classification" else None
     return make_dataset(examples, task.store, backbone, task.settings, cache=cache_folder(), answers=answers or ())
 
 
-def _validate(predictions: Sequence[Prediction], task: _TaskData) -> Validation:
+def _validate(predictions: Sequence[Prediction], task: TaskData) -> Validation:
     """The scores that choose the best step, and whether the model says anything but one thing.
 
     Raises:
@@ -304,26 +223,6 @@ def _start_tracker(accelerator: Accelerator, settings: Settings) -> None:
 
 def _task_settings(tasks: Mapping[str, Mapping[str, object]]) -> Iterator[tuple[str, object]]:
     return ((f"{task}.{key}", value) for task, values in tasks.items() for key, value in values.items())
-
-
-def _check_targets(examples: Sequence[Example], settings: TaskSettings, data: Path) -> None:
-    """Refuse a training split without anything to train on.
-
-    Raises:
-        InputDataError: no example has an answer.
-    """
-    if not any(example.targets for example in examples):
-        raise InputDataError(
-            f"None of the {len(examples):,} examples of split 'train' ({settings.splits.get('train')}) of {data} has "
-            "an answer to train on. Give the annotations too, or set task.splits.train to a split that has them"
-        )
-
-
-def _choose(examples: Sequence[Example], wanted: int | None) -> Sequence[Example]:
-    if wanted is None or wanted >= len(examples):
-        return examples
-    chosen = np.random.default_rng(VALIDATION_SEED).choice(len(examples), wanted, replace=False)
-    return [examples[index] for index in sorted(chosen)]
 
 
 def _check_disk(output: Path, trainable: TrainableCount, *, tasks: int) -> None:
