@@ -83,7 +83,7 @@ def _nlvr2(splits: Splits) -> Iterator[tuple[str, bytes]]:
         for row in rows:
             groups[row.text].append(row)
         identifiers = {
-            row.number: f"own-{group}-{pair}-0"
+            row.number: f"{name}-{group}-{pair}-0"
             for group, members in enumerate(groups.values())
             for pair, row in enumerate(members)
         }

@@ -96,9 +96,9 @@ def test_statements_with_the_same_sentence_are_one_group(make_row: MakeRow) -> N
     sentences = ["Dogs.", "Cats.", "Dogs."]
     rows = [make_row(n, f"{n}", "x", answers=("True",), text=text) for n, text in enumerate(sentences, start=1)]
     records = [json.loads(line) for line in task_files("nlvr2", {"train": rows})["train.json"].splitlines()]
-    assert [record["identifier"] for record in records] == ["own-0-0-0", "own-1-0-0", "own-0-1-0"]
+    assert [record["identifier"] for record in records] == ["train-0-0-0", "train-1-0-0", "train-0-1-0"]
     assert records[1] == {
-        "identifier": "own-1-0-0",
+        "identifier": "train-1-0-0",
         "id": "2",
         "sentence": "Cats.",
         "label": "True",
