@@ -105,7 +105,7 @@ def run(command: Callable[[list[str]], None], arguments: Sequence[str]) -> int:
     try:
         command(list(arguments))
     except KeyboardInterrupt:
-        say("Stopped at once. The same command goes on from the last checkpoint")
+        say("Stopped at once. The same command goes on from what was saved")
         return 130
     except Exception as error:
         code = _exit_code(error)

@@ -132,7 +132,7 @@ def test_a_saved_stop_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert fail(KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == "Stopped at once. The same command goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == "Stopped at once. The same command goes on from what was saved\n"
 
 
 def test_an_unknown_failure_shows_its_traceback_and_asks_for_a_report(capsys: pytest.CaptureFixture[str]) -> None:
