@@ -31,6 +31,7 @@ from dept_vl.model.build import build_model
 from dept_vl.model.trainable import TrainableCount
 from dept_vl.model.vl_t5 import VLT5
 from dept_vl.settings import Settings, nearest
+from dept_vl.tasks.answers import task_answers
 from dept_vl.tasks.task import Task, load_task
 from feature_extraction import FeatureStore
 from feature_extraction.differences import refuse_differences
@@ -197,7 +198,8 @@ def load_run(
         visual_tokens=store.visual_tokens,
         feature_width=store.feature_width,
         seed=0,
-        answers=adapter.answers,
+        answers=dict(adapter.answers)
+        | _missing_answers(settings, adapter, {**record["data"], **({task: data} if data else {})}),
     )
     restore_tensors(built.model, built.groups, adapter.tensors, adapter_path)
     built.model.eval()
@@ -211,6 +213,16 @@ def load_run(
         store=store,
         data=data or Path(record["data"][task]),
     )
+
+
+def _missing_answers(settings: Settings, adapter: Adapter, data: Mapping[str, str | Path]) -> dict[str, list[str]]:
+    """The vocabularies that the settings ask for now, though the training did not: from its training examples."""
+    found = {}
+    for name, task_settings in settings.tasks.items():
+        if task_settings.constrained and name not in adapter.answers:
+            task, folder = load_task(task_settings), Path(data[name])
+            found[name] = task_answers(task, task_settings, task.read(folder, "train"), folder) or []
+    return found
 
 
 def choose_task(folder: Path, settings: Settings, task: str | None) -> str:

@@ -15,7 +15,9 @@ import pytest
 from dept_vl import evaluate_run, inference, run_folder
 from dept_vl.command_line import run
 from dept_vl.evaluate import main
-from dept_vl.tasks.task import Task
+from dept_vl.settings import TaskSettings
+from dept_vl.tasks.answers import answer_vocabulary
+from dept_vl.tasks.task import Task, load_task
 from dept_vl.types import Batch
 from feature_extraction.errors import InputDataError, UsageError
 
@@ -69,6 +71,20 @@ def test_the_leaderboard_file_is_scored_alike_without_the_model(
         == 0
     )
     assert json.loads(again.read_text()) == json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_a_run_that_was_trained_freely_can_answer_from_its_training_vocabulary(
+    finished_run: Path, toy_vqa: Path, tmp_path: Path
+) -> None:
+    def answers(*overrides: str) -> set[str]:
+        output = tmp_path / "-".join(overrides)
+        assert evaluate("--run", finished_run, "--split", "test", "--output", output, *overrides) == 0
+        return {row["answer"] for row in json.loads(next(output.glob("v2_*.json")).read_bytes())}
+
+    task = load_task(TaskSettings(splits={"train": "train"}))
+    vocabulary = answer_vocabulary(task.read(toy_vqa, "train"), None)
+    assert answers("task.constrained=true") <= set(vocabulary)
+    assert answers("task.constrained=true", "task.answer_count=2") <= set(vocabulary[:2])
 
 
 def test_files_are_the_same_for_any_batch_size(finished_run: Path, tmp_path: Path) -> None:
