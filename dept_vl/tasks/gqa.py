@@ -63,7 +63,8 @@ def read(folder: Path, split: str, *, splits: Mapping[str, str]) -> list[Example
 
     The split's name is one source, or several joined by "+". A source NAME is NAME_questions.json, or the folder
     NAME_questions with its parts NAME_questions_0.json and so on, or LXMERT's NAME.json. Where val_choices.json, or
-    that of another tier, lies beside the tier's questions, validity and plausibility can be scored.
+    that of another tier, lies beside the tier's questions, validity and plausibility can be scored, except for splits
+    to train on, which are read without.
 
     Raises:
         InputDataError: a file is missing, or is no such file; the faults of all files are named together.
@@ -71,7 +72,8 @@ def read(folder: Path, split: str, *, splits: Mapping[str, str]) -> list[Example
     sources = {name: _source(folder, name) for name in split_name(splits, split).split("+")}
     faults = [_missing(folder, name, split) for name, paths in sources.items() if not paths]
     choices: dict[str, dict[str, Choices]] = {}
-    for tier in dict.fromkeys(map(_tier, sources)):
+    # Training has no use for them, and a file of them is larger than its questions.
+    for tier in [] if split.startswith("train") else dict.fromkeys(map(_tier, sources)):
         for path in _parts(folder, f"{tier}_choices"):
             with _noted(faults):
                 choices[tier] = choices.get(tier, {}) | _choices(path)

@@ -133,6 +133,11 @@ def test_the_parts_of_a_large_file_are_its_questions(task: Task, folder: Path) -
     assert task.read(folder, "all") == expected
 
 
+def test_splits_to_train_on_are_read_without_choices(task: Task, folder: Path) -> None:
+    (folder / "train_choices.json").write_text("neither read nor checked")
+    assert task.read(folder, "train") == task.read(TOY_DATA, "train")
+
+
 def test_choices_are_used_where_they_lie_beside_the_questions_of_their_tier(task: Task, folder: Path) -> None:
     def chosen(split: str) -> set[bool]:
         facts = [one.facts for one in task.read(folder, split)]
