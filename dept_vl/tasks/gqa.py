@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -93,6 +93,9 @@ def read(folder: Path, split: str, *, splits: Mapping[str, str]) -> list[Example
 def read_files(files: OfficialFiles) -> list[Example]:
     """The questions of an official file, or of one of LXMERT's; with their choices, if the file of these is given.
 
+    What none of the questions has but its answer need not be there: the figures that take it are null. Without
+    "isBalanced", all count.
+
     Raises:
         InputDataError: a file is missing, or is no such file; the faults of both files are named together.
     """
@@ -102,7 +105,7 @@ def read_files(files: OfficialFiles) -> list[Example]:
         with _noted(faults):
             choices = _choices(files.choices)
     with _noted(faults):
-        examples = _examples(files.annotations, choices)
+        examples = _examples(files.annotations, choices, needed=())
     if faults:
         raise InputDataError("; ".join(faults))
     return examples
@@ -187,17 +190,23 @@ def _noted(faults: list[str]) -> Iterator[None]:
         faults.append(str(error))
 
 
-def _examples(path: Path, choices: Mapping[str, Choices] | None) -> list[Example]:
+def _examples(
+    path: Path, choices: Mapping[str, Choices] | None, *, needed: Iterable[str] = tuple(QUESTION)
+) -> list[Example]:
     if _is_lxmert(path):
         return _lxmert_examples(path)
     questions = _questions(path)
-    answered = any(isinstance(row, dict) and "answer" in row for row in questions.values())
+    rows = [row for row in questions.values() if isinstance(row, dict)]
+    given = {key for row in rows for key in row}
     faults: Faults = defaultdict(list)
-    if answered:
+    if "answer" in given:
+        wanted = {key: kind for key, kind in ANSWERED.items() if key in given or key in needed}
+        types = {key for row in rows if isinstance(row.get("types"), dict) for key in row["types"]}
+        wanted_types = {key: kind for key, kind in TYPES.items() if key in types}
         examples = [
             _answered_example(question_id, row, choices)
             for question_id, row in questions.items()
-            if _check_answered(question_id, row, choices, faults)
+            if _check_answered(question_id, row, wanted, wanted_types, choices, faults)
         ]
     else:
         examples = [
@@ -209,20 +218,27 @@ def _examples(path: Path, choices: Mapping[str, Choices] | None) -> list[Example
     return examples
 
 
-def _check_answered(question_id: str, row: Any, choices: Mapping[str, Choices] | None, faults: Faults) -> bool:  # noqa: ANN401 - from JSON
-    """Whether a question with an answer is as it should be."""
-    if not check_types(row, ANSWERED, question_id, faults):
+def _check_answered(
+    question_id: str,
+    row: Any,  # noqa: ANN401 - from JSON
+    wanted: Mapping[str, type],
+    wanted_types: Mapping[str, type],
+    choices: Mapping[str, Choices] | None,
+    faults: Faults,
+) -> bool:
+    """Whether a question with an answer is as it should be, and has what others of its file have."""
+    if not check_types(row, wanted, question_id, faults):
         return False
-    if not check_types(row["types"], TYPES, f"types of {question_id}", faults):
+    if "types" in wanted and not check_types(row["types"], wanted_types, f"types of {question_id}", faults):
         return False
     wrong = []
-    if not isinstance(row["groups"].get("global", 0), str | None):
+    if not isinstance(row.get("groups", {"global": None}).get("global", 0), str | None):
         wrong.append('"groups" has no "global" that is text or null')
-    if not all(isinstance(one, str) for one in row["entailed"]):
+    if not all(isinstance(one, str) for one in row.get("entailed", [])):
         wrong.append('"entailed" is not a list of ids as texts')
-    if not all(isinstance(step, str) for step in row["semantic"]):
+    if not all(isinstance(step, str) for step in row.get("semantic", [])):
         wrong.append('"semantic" is not a list of {"operation": ..., "argument": ..., ...}')
-    if row["isBalanced"] and choices is not None and question_id not in choices:
+    if row.get("isBalanced", True) and choices is not None and question_id not in choices:
         wrong.append("balanced questions without choices in the file of these")
     for fault in wrong:
         faults[fault].append(question_id)
@@ -230,26 +246,27 @@ def _check_answered(question_id: str, row: Any, choices: Mapping[str, Choices] |
 
 
 def _answered_example(question_id: str, row: Row, choices: Mapping[str, Choices] | None) -> Example:
-    text, answer, types = row["question"], intern(row["answer"]), row["types"]
+    text, answer, types = row.get("question"), intern(row["answer"]), row.get("types", {})
+    structural, semantic = types.get("structural"), types.get("semantic") or None  # own data has no semantic ones
     return Example(
         example_id=question_id,
-        text=text,
-        image_ids=_image(row["imageId"]),
+        text=text or "",
+        image_ids=_image(row["imageId"]) if "imageId" in row else (),
         references=_reference(answer),
         targets=_target(answer),
-        slices=_slices(types["structural"], types["semantic"]),
+        slices=_slices(structural, semantic),
         facts=Annotation(
             answer=answer,
-            words=len(text.split()),
-            steps=reasoning_steps(row["semantic"]),
-            structural=types["structural"],
-            semantic=types["semantic"] or None,  # own data has none
-            detailed=types["detailed"],
-            group=row["groups"]["global"],
-            entailed=tuple(row["entailed"]),
+            words=None if text is None else len(text.split()),
+            steps=reasoning_steps(row["semantic"]) if "semantic" in row else None,
+            structural=structural,
+            semantic=semantic,
+            detailed=types.get("detailed"),
+            group=row["groups"]["global"] if "groups" in row else None,
+            entailed=tuple(row["entailed"]) if "entailed" in row else None,
             choices=choices[question_id] if choices is not None else None,
         )
-        if row["isBalanced"]
+        if row.get("isBalanced", True)
         else _unbalanced(answer),
     )
 
@@ -278,8 +295,8 @@ def _unbalanced(answer: str) -> Annotation:
 
 
 @cache
-def _slices(structural: str, semantic: str) -> Mapping[str, str]:
-    return {"structural": structural, "semantic": semantic} if semantic else {"structural": structural}
+def _slices(structural: str | None, semantic: str | None) -> Mapping[str, str]:
+    return {name: kind for name, kind in (("structural", structural), ("semantic", semantic)) if kind}
 
 
 def _is_lxmert(path: Path) -> bool:

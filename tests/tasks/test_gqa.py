@@ -258,6 +258,28 @@ def test_all_wrong_questions_are_named_at_once(task: Task, folder: Path) -> None
         task.read(folder, "train")
 
 
+def test_what_no_question_of_a_file_has_makes_its_figures_null(task: Task, tmp_path: Path) -> None:
+    rows = json.loads((TOY_DATA / ALL).read_text())
+    answers = [Prediction(one, row["answer"]) for one, row in rows.items()]
+    full = task.score(answers, task.read_files(OfficialFiles(TOY_DATA / ALL))).metrics
+    bare = tmp_path / "questions.json"
+    bare.write_text(json.dumps({one: {"answer": row["answer"]} for one, row in rows.items() if row["isBalanced"]}))
+    examples = task.read_files(OfficialFiles(bare))
+    scores = task.score([one for one in answers if rows[one.example_id]["isBalanced"]], examples)
+    assert full["binary"] == full["consistency"] == scores.metrics["accuracy"] == 100
+    nulls = ("binary", "open", "consistency", "validity", "plausibility", "distribution")
+    assert {name for name in nulls if scores.metrics[name] is None and scores.reasons[name]} == set(nulls)
+
+
+def test_what_other_questions_of_a_file_have_is_missed(task: Task, tmp_path: Path) -> None:
+    rows = json.loads((TOY_DATA / ALL).read_text())
+    del rows["05451384"]["types"]["detailed"], rows["17320472"]["entailed"]
+    (tmp_path / "questions.json").write_text(json.dumps(rows))
+    message = 'no "detailed": 1 (types of 05451384); no "entailed": 1 (17320472)'
+    with pytest.raises(InputDataError, match=re.escape(message)):
+        task.read_files(OfficialFiles(tmp_path / "questions.json"))
+
+
 def test_a_wrong_question_of_a_test_split_is_refused(task: Task, folder: Path) -> None:
     change(folder / TEST, lambda rows: rows["00100001"].pop("imageId"))
     with pytest.raises(InputDataError, match=re.escape('no "imageId": 1 (00100001)')):
