@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dept_vl.types import Example
 from feature_extraction.errors import InputDataError
 
 FIRST_IDS = 5  # how many ids a message names
@@ -69,6 +70,18 @@ def refuse(faults: Faults, *sources: object) -> None:
     found = [f"{fault}: {count_and_first(places)}" for fault, places in faults.items() if places]
     if found:
         raise InputDataError(f"{' and '.join(str(source) for source in sources if source)}: {'; '.join(found)}")
+
+
+def refuse_repeated(examples: Sequence[Example], fault: str, *sources: object) -> None:
+    """Refuse examples of which two have the same id.
+
+    Raises:
+        InputDataError: says the fault, with the ids.
+    """
+    counts = Counter(example.example_id for example in examples)
+    faults: Faults = defaultdict(list)
+    faults[fault] += [one for one, count in counts.items() if count > 1]
+    refuse(faults, *sources)
 
 
 def count_and_first(ids: Sequence[object]) -> str:

@@ -6,7 +6,7 @@ and VL-T5.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from dept_vl.formats.files import Faults, collector_paused, refuse
+from dept_vl.formats.files import Faults, collector_paused, refuse, refuse_repeated
 from dept_vl.formats.karpathy import KARPATHY_FILE, read_karpathy
 from dept_vl.formats.lxmert import read_lxmert
 from dept_vl.formats.visual_genome import VISUAL_GENOME, VISUAL_GENOME_FILE, read_visual_genome
@@ -57,10 +57,7 @@ def read_sources(folder: Path, sources: Sequence[str], *, withheld: bool) -> lis
     readers = [_reader(folder, source, withheld or source.startswith("test"), missing, official) for source in sources]
     _refuse_missing(missing, folder, " + ".join(sources))
     examples = list(chain.from_iterable(read() for read in readers))
-    faults: Faults = defaultdict(list)
-    counts = Counter(example.example_id for example in examples)
-    faults["questions of more than one source"] = [one for one, count in counts.items() if count > 1]
-    refuse(faults, f"{folder}, {' + '.join(sources)}")
+    refuse_repeated(examples, "questions of more than one source", f"{folder}, {' + '.join(sources)}")
     return examples
 
 

@@ -32,3 +32,9 @@ def bootstrap_interval(scores: Sequence[float], *, seed: int = 0, resamples: int
     ) / len(scores)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def percent_interval(scores: Sequence[float]) -> dict[str, float | None]:
+    """The interval as metrics.json has it: ends times 100, rounded to two decimals, None where there are no scores."""
+    ends = [round(100 * end, 2) for end in bootstrap_interval(scores)] if scores else [None, None]
+    return dict(zip(("ci_low", "ci_high"), ends, strict=True))

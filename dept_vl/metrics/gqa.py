@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dept_vl.metrics.bootstrap import bootstrap_interval
+from dept_vl.metrics.bootstrap import percent_interval
 from dept_vl.types import Scores
 
 FIGURES = ("accuracy", "binary", "open", "consistency", "validity", "plausibility", "distribution", "ci_low", "ci_high")
@@ -87,9 +87,8 @@ def gqa_scores(answers: Mapping[str, str], questions: Mapping[str, Annotation]) 
     metrics = {name: figure.value for name, figure in figures.items()}
     for kind, scores in groups.items():
         metrics |= {f"{kind}/{name}": _percentage(scores[name]) for name in sorted(scores)}
-    low, high = (round(100 * end, 2) for end in bootstrap_interval(overall))
     reasons = {name: figure.reason for name, figure in figures.items() if figure.value is None}
-    return Scores({**metrics, "ci_low": low, "ci_high": high}, right, reasons)
+    return Scores({**metrics, **percent_interval(overall)}, right, reasons)
 
 
 def _percentage(scores: Collection[float]) -> float:

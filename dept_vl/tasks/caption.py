@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from dept_vl.formats.submission import (
     check_zip,
     json_list_faults,
     read_json_list,
+    write_json_list,
 )
 from dept_vl.formats.submission.content import template_of
 from dept_vl.metrics.caption import FIGURES, caption_scores
@@ -126,8 +126,7 @@ def score(predictions: Sequence[Prediction], examples: Sequence[Example], *, jav
 
 def submit(predictions: Sequence[Prediction], path: Path) -> None:
     """Write the results file that the server and the official script take: one row for each image."""
-    rows = [json.dumps({"image_id": int(one.example_id), "caption": one.answer}) for one in predictions]
-    write_durably(path, ("[" + ",\n ".join(rows) + "]\n").encode())
+    write_json_list(path, RESULTS, predictions)
 
 
 @collector_paused()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,14 +11,13 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from dept_vl.formats.files import KINDS, Faults, check_types, collector_paused, read_json, refuse
+from dept_vl.formats.files import KINDS, Faults, check_types, collector_paused, read_json, refuse, refuse_repeated
 from dept_vl.formats.lxmert import read_lxmert
-from dept_vl.formats.submission import JsonList, check_json_list, read_json_list
+from dept_vl.formats.submission import JsonList, check_json_list, read_json_list, write_json_list
 from dept_vl.metrics.gqa import Annotation, Choices, gqa_scores, reasoning_steps
 from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores, Target
-from feature_extraction.durable import write_durably
 from feature_extraction.errors import InputDataError
 
 QUESTION = {"question": str, "imageId": str}  # all that a question of a test split has
@@ -85,7 +83,7 @@ def read(folder: Path, split: str, *, splits: Mapping[str, str]) -> list[Example
     if faults:
         raise InputDataError("; ".join(faults))
     if sum(map(len, sources.values())) > 1:
-        _refuse_repeated(examples, folder, split_name(splits, split))
+        refuse_repeated(examples, f"ids that are in more than one file of {split_name(splits, split)}", folder)
     return examples
 
 
@@ -128,8 +126,7 @@ def score(predictions: Sequence[Prediction], examples: Sequence[Example]) -> Sco
 
 def submit(predictions: Sequence[Prediction], path: Path) -> None:
     """Write the results file that the server and the official script take: one row for each question."""
-    rows = [json.dumps({"questionId": one.example_id, "prediction": one.answer}) for one in predictions]
-    write_durably(path, ("[" + ",\n ".join(rows) + "]\n").encode())
+    write_json_list(path, RESULTS, predictions)
 
 
 @collector_paused()
@@ -366,14 +363,3 @@ def _choices(path: Path) -> dict[str, Choices]:
     ]
     refuse(faults, path)
     return content
-
-
-def _refuse_repeated(examples: Sequence[Example], folder: Path, source: str) -> None:
-    """One file cannot repeat an id, but several sources or parts can."""
-    faults: Faults = defaultdict(list)
-    seen: set[str] = set()
-    for example in examples:
-        if example.example_id in seen:
-            faults[f"ids that are in more than one file of {source}"].append(example.example_id)
-        seen.add(example.example_id)
-    refuse(faults, folder)

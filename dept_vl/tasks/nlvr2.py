@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dept_vl.formats.files import Faults, check_types, collector_paused, refuse
+from dept_vl.formats.files import Faults, check_types, collector_paused, refuse, refuse_repeated
 from dept_vl.formats.lxmert import read_lxmert
 from dept_vl.formats.submission import check_label_csv, read_label_csv
-from dept_vl.metrics.bootstrap import bootstrap_interval
+from dept_vl.metrics.bootstrap import percent_interval
 from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores, Target
@@ -68,7 +68,7 @@ def read(folder: Path, split: str, *, splits: Mapping[str, str]) -> list[Example
             f"there, or set task.splits.{split} to the name of yours"
         )
     examples = [example for path in paths for example in _examples(path)]
-    _refuse_repeated(examples, folder)
+    refuse_repeated(examples, "duplicate identifier", folder)
     return examples
 
 
@@ -80,7 +80,7 @@ def read_files(files: OfficialFiles) -> list[Example]:
         InputDataError: there is no such file, or its records are no such examples; all faults are named together.
     """
     examples = _examples(files.annotations)
-    _refuse_repeated(examples, files.annotations)
+    refuse_repeated(examples, "duplicate identifier", files.annotations)
     return examples
 
 
@@ -111,10 +111,8 @@ def score(predictions: Sequence[Prediction], examples: Sequence[Example]) -> Sco
         metrics[f"{subset}_accuracy"] = _percentage([right[one.example_id] for one in labelled if subset in one.slices])
         if labelled and metrics[f"{subset}_accuracy"] is None:
             reasons[f"{subset}_accuracy"] = f"there is no {subset}_NAME.json beside the annotations NAME.json"
-    interval = bootstrap_interval(list(right.values())) if right else None
-    low, high = (round(100 * end, 2) for end in interval) if interval else (None, None)
     return Scores(
-        metrics={**metrics, "n": len(examples), "ci_low": low, "ci_high": high},
+        metrics={**metrics, "n": len(examples), **percent_interval(list(right.values()))},
         per_example={example_id: float(one) for example_id, one in right.items()},
         reasons=reasons,
     )
@@ -254,16 +252,6 @@ def _bytes(path: Path) -> bytes:
 def _check_identifier(identifier: str, faults: Faults) -> None:
     if not IDENTIFIER.fullmatch(identifier):
         faults['"identifier" is not split-set-pair-sentence, as in dev-850-0-0'].append(identifier)
-
-
-def _refuse_repeated(examples: Sequence[Example], source: Path) -> None:
-    faults: Faults = defaultdict(list)
-    seen: set[str] = set()
-    for example in examples:
-        if example.example_id in seen:
-            faults["duplicate identifier"].append(example.example_id)
-        seen.add(example.example_id)
-    refuse(faults, source)
 
 
 def _percentage(right: Sequence[bool]) -> float | None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from dept_vl.formats.files import count_and_first
-from dept_vl.formats.submission import JsonList, check_json_list, read_json_list
+from dept_vl.formats.submission import JsonList, check_json_list, read_json_list, write_json_list
 from dept_vl.formats.visual_genome import VISUAL_GENOME
 from dept_vl.formats.vqa_files import ANSWER_TYPES, read_official, read_questions
 from dept_vl.formats.vqa_sources import read_sources, whole_test
-from dept_vl.metrics.bootstrap import bootstrap_interval
+from dept_vl.metrics.bootstrap import percent_interval
 from dept_vl.metrics.vqa_accuracy import percentage, vqa_accuracy
 from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores
-from feature_extraction.durable import write_durably
 from feature_extraction.errors import InputDataError, UsageError
 
 ROWS = JsonList("question_id", int, "answer", '[{"question_id": 1, "answer": "red"}, ...]')
@@ -97,10 +95,9 @@ def score(predictions: Sequence[Prediction], examples: Sequence[Example]) -> Sco
                 groups.setdefault(f"per_type/{slices['question_type']}", []).append(accuracy)
     metrics: dict[str, float | None] = {name: percentage(scores) for name, scores in groups.items()}
     overall = groups["accuracy"]
-    low, high = (round(100 * end, 2) for end in bootstrap_interval(overall)) if overall else (None, None)
     absent = "no example has an answer_type of this kind" if overall else NO_REFERENCES
     return Scores(
-        metrics={**metrics, "n": len(examples), "ci_low": low, "ci_high": high},
+        metrics={**metrics, "n": len(examples), **percent_interval(overall)},
         per_example=per_example,
         reasons={name: absent for name, value in metrics.items() if value is None},
     )
@@ -118,8 +115,7 @@ def submit(predictions: Sequence[Prediction], path: Path) -> None:
             f"{path.name} would hold answers to questions that are not VQA's: {count_and_first(foreign)}. A results "
             "file is for a split without Visual Genome"
         )
-    rows = [json.dumps({"question_id": int(one.example_id), "answer": one.answer}) for one in predictions]
-    write_durably(path, ("[" + ",\n ".join(rows) + "]\n").encode())
+    write_json_list(path, ROWS, predictions)
 
 
 def check_submission(path: Path, questions: Path | None) -> list[str]:

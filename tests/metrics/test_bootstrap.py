@@ -5,7 +5,7 @@ import random
 import pytest
 
 from dept_vl.metrics import bootstrap
-from dept_vl.metrics.bootstrap import bootstrap_interval
+from dept_vl.metrics.bootstrap import bootstrap_interval, percent_interval
 
 
 def test_it_is_the_normal_interval_for_many_examples() -> None:
@@ -41,3 +41,9 @@ def test_drawing_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_scores_have_no_interval() -> None:
     with pytest.raises(ValueError, match=r"No scores to resample. A confidence interval needs at least one example"):
         bootstrap_interval([])
+
+
+def test_in_percent_it_is_rounded_to_two_decimals_and_null_without_scores() -> None:
+    low, high = bootstrap_interval([0.0, 1.0, 1.0])
+    assert percent_interval([0.0, 1.0, 1.0]) == {"ci_low": round(100 * low, 2), "ci_high": round(100 * high, 2)}
+    assert percent_interval([]) == {"ci_low": None, "ci_high": None}

@@ -6,7 +6,13 @@ for byte: a server's reader is less forgiving than ours.
 
 from dept_vl.formats.submission.archive import check_zip
 from dept_vl.formats.submission.content import check_name, contents
-from dept_vl.formats.submission.json_list import JsonList, check_json_list, json_list_faults, read_json_list
+from dept_vl.formats.submission.json_list import (
+    JsonList,
+    check_json_list,
+    json_list_faults,
+    read_json_list,
+    write_json_list,
+)
 from dept_vl.formats.submission.label_csv import check_label_csv, read_label_csv
 
 __all__ = [
@@ -19,4 +25,5 @@ __all__ = [
     "json_list_faults",
     "read_json_list",
     "read_label_csv",
+    "write_json_list",
 ]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from dept_vl.formats.files import KINDS, Faults, check_types, collector_paused, read_json, refuse
 from dept_vl.formats.submission.content import decode, id_faults, read_content, sentences
 from dept_vl.types import Prediction
+from feature_extraction.durable import write_durably
 from feature_extraction.errors import InputDataError
 
 LONGEST_ANSWER = 1_000  # characters; human captions of COCO have up to about 250
@@ -57,6 +58,14 @@ def read_json_list(path: Path, rows: JsonList) -> list[Prediction]:
         check_types(row, rows.types, f"row {index}", faults)
     refuse(faults, path)
     return [Prediction(str(row[rows.id_key]), row[rows.answer_key]) for row in found]
+
+
+def write_json_list(path: Path, rows: JsonList, predictions: Sequence[Prediction]) -> None:
+    """Write a file that ``read_json_list`` reads: a row in a line, equal bytes for equal predictions."""
+    lines = [
+        json.dumps({rows.id_key: rows.id_type(one.example_id), rows.answer_key: one.answer}) for one in predictions
+    ]
+    write_durably(path, ("[" + ",\n ".join(lines) + "]\n").encode())
 
 
 def check_json_list(path: Path, rows: JsonList, wanted: Sequence[str] | None) -> list[str]:
