@@ -72,7 +72,7 @@ def report_run(
     from dept_vl.config import settings_from_yaml
     from dept_vl.run_folder import choose_task, read_record, task_folder
     from dept_vl.tasks.task import load_task
-    from feature_extraction.images import list_images
+    from feature_extraction.image_sources import list_images
 
     record = read_record(folder)
     settings = settings_from_yaml(folder / "config.yaml")

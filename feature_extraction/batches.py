@@ -8,10 +8,8 @@ from multiprocessing import Pipe, Process
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import UInt8
-
-from feature_extraction.images import ImageFile, ImageRejected, Preprocessing, decode_image
+from feature_extraction.images import ImageFile, ImageRejected
+from feature_extraction.inputs import Inputs, Preparation
 from feature_extraction.store_layout import Rejected
 from feature_extraction.store_writer import StoreWriter
 
@@ -30,7 +28,7 @@ class DecodedBatch(NamedTuple):
     shard: int
     last_of_shard: bool
     images: list[ImageFile]
-    pixels: UInt8[np.ndarray, "B size size 3"]
+    inputs: Inputs | None  # of the usable images; None where there is none
     rejected: list[Rejected]
 
 
@@ -44,24 +42,23 @@ def plan_batches(images: Sequence[ImageFile], writer: StoreWriter, batch_size: i
     ]
 
 
-def decode_batch(batch: Batch, preprocessing: Preprocessing) -> DecodedBatch:
-    """Decode and resize the images of a batch."""
-    side = preprocessing.image_size
-    pixels = np.empty((len(batch.images), side, side, 3), dtype=np.uint8)
+def decode_batch(batch: Batch, preparation: Preparation) -> DecodedBatch:
+    """Decode the images of a batch and make the networks' inputs."""
     images: list[ImageFile] = []
+    inputs: list[Inputs] = []
     rejected: list[Rejected] = []
     for image in batch.images:
         try:
-            pixels[len(images)] = preprocessing.resize(decode_image(image.path))
+            inputs.append(preparation.of_file(image))
         except ImageRejected as error:
-            rejected.append(Rejected(image.image_id, str(image.path), str(error)))
+            rejected.append(Rejected(image.image_id, image.name, str(error)))
         else:
             images.append(image)
-    return DecodedBatch(batch.shard, batch.last_of_shard, images, pixels[: len(images)], rejected)
+    return DecodedBatch(batch.shard, batch.last_of_shard, images, Inputs.joined(inputs) if inputs else None, rejected)
 
 
 def decoded_batches(
-    batches: Sequence[Batch], preprocessing: Preprocessing, *, workers: int
+    batches: Sequence[Batch], preparation: Preparation, *, workers: int
 ) -> Generator[DecodedBatch, None, None]:
     """The batches in their order; with ``workers`` 0 decoded in this process. Close it to end the workers.
 
@@ -71,7 +68,7 @@ def decoded_batches(
     """
     if workers == 0:
         for batch in batches:
-            yield decode_batch(batch, preprocessing)
+            yield decode_batch(batch, preparation)
         return
     # Worker w decodes the batches w, w + workers, …; it waits in its pipe until its next one is asked for.
     receivers: list[Connection] = []
@@ -80,7 +77,7 @@ def decoded_batches(
         for worker in range(min(workers, len(batches))):
             receiver, sender = Pipe(duplex=False)
             part = batches[worker::workers]
-            process = Process(target=_work, args=(part, preprocessing, receiver, sender), daemon=True)
+            process = Process(target=_work, args=(part, preparation, receiver, sender), daemon=True)
             process.start()
             sender.close()  # likewise the worker's copy
             receivers.append(receiver)
@@ -99,13 +96,13 @@ def decoded_batches(
             receiver.close()
 
 
-def _work(batches: Sequence[Batch], preprocessing: Preprocessing, receiver: Connection, sender: Connection) -> None:
+def _work(batches: Sequence[Batch], preparation: Preparation, receiver: Connection, sender: Connection) -> None:
     receiver.close()  # the main process's copy is the only one now, so that its death ends the pipe
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the main process decides when to stop
         signal.signal(number, signal.SIG_IGN)
     try:
         for batch in batches:
-            sender.send(decode_batch(batch, preprocessing))
+            sender.send(decode_batch(batch, preparation))
     except BrokenPipeError:  # the main process is gone
         return
 

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float16
 from tqdm import tqdm
 
 from feature_extraction.backbones import Backbone, build_backbone
 from feature_extraction.batches import DecodedBatch, decoded_batches, plan_batches
 from feature_extraction.errors import DiskFullError, InputDataError, Interrupted
-from feature_extraction.images import ImageFile, list_images
+from feature_extraction.image_sources import list_images
+from feature_extraction.images import ImageFile
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.store_layout import Manifest, Rejected, StoredImages, plan
 from feature_extraction.store_writer import StoreWriter
@@ -50,9 +50,7 @@ class Plan(NamedTuple):
     @property
     def bytes(self) -> int:
         """The estimated size of the finished store."""
-        tokens, width = self.manifest.visual_tokens, self.manifest.feature_width
-        per_image = tokens * (2 * width + 4 * 4) + 100  # float16 features, float32 boxes, a line of the index
-        return len(self.images) * per_image
+        return len(self.images) * (self.manifest.bytes_per_image + 100)  # with a line of the index
 
 
 def to_stderr(line: str) -> None:
@@ -64,7 +62,10 @@ def plan_extraction(source: Path, settings: ExtractionSettings) -> Plan:
     """List the images and build the backbone; writes nothing."""
     images = list_images(source)
     backbone = build_backbone(settings)
-    return Plan(images, backbone, plan(images, settings, backbone.identity()))
+    ids = [image.image_id for image in images]
+    from_where = [str(source.absolute())]
+    manifest = plan(ids, settings, backbone.identity(), more=backbone.more_fields, source=from_where)
+    return Plan(images, backbone, manifest)
 
 
 def extract_features(
@@ -113,7 +114,7 @@ def run_plan(
     wanted = sum(len(writer.rows(number)) for number in missing)
     parts: list[_Encoded] = []
     batches = plan_batches(images, writer, backbone.settings.batch_size)
-    decoded = decoded_batches(batches, backbone.preprocessing, workers=backbone.settings.workers)
+    decoded = decoded_batches(batches, backbone.preparation, workers=backbone.settings.workers)
     encoded = _encoded(decoded, backbone)
     with closing(decoded), closing(encoded), Progress(total=wanted, shards=len(missing), say=say) as progress:
         for part in encoded:
@@ -125,7 +126,7 @@ def run_plan(
             parts.append(part)
             progress.images_done(len(part.ids) + len(part.rejected), rejected=len(part.rejected))
             if part.last_of_shard:
-                _write(writer, parts, backbone)
+                _write(writer, parts)
                 parts = []
                 progress.shard_done()
                 _refuse_too_many_rejected(writer, allowed)
@@ -175,7 +176,7 @@ class _Encoded(NamedTuple):
     shard: int
     last_of_shard: bool
     ids: list[str]
-    features: Float16[np.ndarray, "B V D"]
+    images: StoredImages | None  # None where there are no ids
     rejected: list[Rejected]
 
 
@@ -201,23 +202,29 @@ def _encoded(decoded: Iterable[DecodedBatch], backbone: Backbone) -> Generator[_
 
 
 def _encode(batch: DecodedBatch, backbone: Backbone) -> _Encoded:
-    features = backbone.encode_pixels(batch.pixels)
-    finite = np.isfinite(features).all(axis=(1, 2))
+    if batch.inputs is None:
+        return _Encoded(batch.shard, batch.last_of_shard, [], None, batch.rejected)
+    found = backbone.encode_inputs([image.image_id for image in batch.images], batch.inputs)
+    finite = [bool(np.isfinite(features).all()) for features in found["features"]]
     ids = [image.image_id for image, good in zip(batch.images, finite, strict=True) if good]
     not_finite = [
-        Rejected(image.image_id, str(image.path), f"{image.path}: its features are NaN or too large for float16")
+        Rejected(image.image_id, image.name, f"{image.name}: its features are NaN or too large for float16")
         for image, good in zip(batch.images, finite, strict=True)
         if not good
     ]
-    return _Encoded(batch.shard, batch.last_of_shard, ids, features[finite], batch.rejected + not_finite)
+    images = {name: array[finite] for name, array in found.items()} if ids else None
+    return _Encoded(batch.shard, batch.last_of_shard, ids, images, batch.rejected + not_finite)
 
 
-def _write(writer: StoreWriter, parts: Sequence[_Encoded], backbone: Backbone) -> None:
-    features = np.concatenate([part.features for part in parts])
-    boxes = np.repeat(backbone.boxes[None], len(features), axis=0)
+def _write(writer: StoreWriter, parts: Sequence[_Encoded]) -> None:
+    usable = [part.images for part in parts if part.images is not None]
+    images = {
+        name: np.concatenate([np.empty((0, *field.shape), field.dtype), *(part[name] for part in usable)])
+        for name, field in writer.manifest.fields.items()
+    }
     ids = [image_id for part in parts for image_id in part.ids]
     rejected = [entry for part in parts for entry in part.rejected]
-    writer.write(parts[0].shard, ids, StoredImages(features, boxes), rejected)
+    writer.write(parts[0].shard, ids, images, rejected)
 
 
 def _refuse_too_many_rejected(writer: StoreWriter, allowed: int) -> None:

@@ -1,28 +1,17 @@
-"""Image files: their ids, decoding that trusts neither names nor headers, and resizing. Imports no torch."""
+"""Image files, and decoding that trusts neither names nor headers. Imports no torch."""
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from feature_extraction.errors import InputDataError
-
+MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # recognised by content; other decoders are never reached
-MAX_PIXELS = 64_000_000  # checked from the header, before memory is spent
-
-# Files of a folder that claim to be images. Those of a format that is not decoded are listed too, so that they end in
-# the list of rejected images and not in silence.
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
-    *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".psd", ".ppm", ".pgm", ".tga", ".ico"),
-)
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -36,70 +25,53 @@ _UPRIGHT = {
 }
 
 
+@runtime_checkable
+class Part(Protocol):
+    """A place inside a file that holds many images, such as a tar archive; small, since processes send it around."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it, such as a member's name."""
+
+    def read(self, path: Path) -> bytes:
+        """The encoded image."""
+
+
 class ImageFile(NamedTuple):
     """An image on disk; its id is the file name without the last suffix."""
 
     image_id: str
     path: Path
+    part: Part | None = None  # of the file; None: the whole file
+
+    @property
+    def name(self) -> str:
+        """The file, and the part of it, for the user."""
+        return str(self.path) if self.part is None else f"{self.path}: {self.part.name}"
+
+
+class Decoding(NamedTuple):
+    """What is decoded, and how."""
+
+    exif: bool = True  # turn photos upright as their metadata say
+    max_pixels: int = 64_000_000  # checked from the header, before memory is spent
+    tiff: bool = False  # TIFF besides FORMATS
+
+
+DEFAULT_DECODING = Decoding()
 
 
 class ImageRejected(ValueError):
     """An image that cannot be used; the text names the file and what failed."""
 
 
-class Preprocessing(NamedTuple):
-    """How a network wants its pixels: squashed to a square, then ``(pixel / 255 - mean) / std`` per channel."""
-
-    image_size: int  # pixels
-    interpolation: str  # the name of a filter of Pillow: bicubic, bilinear, lanczos, …
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def resize(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "size size 3"]:
-        """The image as a square; its aspect ratio is not kept."""
-        size = (self.image_size, self.image_size)
-        return np.array(Image.fromarray(image).resize(size, Image.Resampling[self.interpolation.upper()]))
-
-
-def list_images(source: Path) -> list[ImageFile]:
-    """The images of a folder, subfolders included, or of a ``.txt`` list with one path a line; sorted by id.
-
-    Paths in a list are relative to the list's folder.
-
-    Raises:
-        InputDataError: no such source, no image in it, or two files with the same id.
-    """
-    if source.is_dir():
-        paths = list(_walk(source))
-        wanted = f"files ending in {', '.join(SUFFIXES)}"
-    elif source.is_file() and source.suffix.lower() == ".txt":
-        lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        paths = [source.parent / line.strip() for line in lines if line.strip()]
-        wanted = "one path a line"
-    else:
-        raise InputDataError(
-            f"{source} is neither a folder nor a .txt list of images (one path a line). Check the path of --images"
-        )
-    if not paths:
-        raise InputDataError(f"No images in {source}: expected {wanted}. Check the path of --images")
-
-    images: dict[str, ImageFile] = {}
-    for path in paths:
-        other = images.setdefault(path.stem, ImageFile(path.stem, path))
-        if other.path is not path:
-            raise InputDataError(
-                f"Two images of {source} have the id {path.stem!r}: {other.path} and {path}. An id is the file name "
-                "without its suffix and must be unique: rename one, or give a .txt list that names only one"
-            )
-    return [images[image_id] for image_id in sorted(images)]
-
-
-def decode_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+def decode_image(image: ImageFile | Path, rules: Decoding = DEFAULT_DECODING) -> UInt8[np.ndarray, "height width 3"]:
     """The upright RGB pixels of the first frame, transparency composited on white, 16 bits scaled to 8.
 
     Raises:
-        ImageRejected: unreadable, truncated, larger than MAX_PIXELS, or none of FORMATS.
+        ImageRejected: unreadable, truncated, larger than ``rules.max_pixels``, or of none of the formats.
     """
+    path = image if isinstance(image, Path) else image.path
     if not path.is_file():  # a folder, a pipe or a device would block or misbehave when opened
         raise ImageRejected(f"{path}: no such file" if not path.exists() else f"{path}: not a regular file")
     try:
@@ -164,16 +136,3 @@ def _size(path: Path) -> str:
         return f"{path.stat().st_size:,} bytes"
     except OSError:
         return "gone while it was read"
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    seen = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:  # a link back up
-            folders.clear()
-            continue
-        seen.add(real)
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(root, name)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from feature_extraction.durable import sha256_of_file
 from feature_extraction.errors import DamagedError, InputDataError
 from feature_extraction.settings import ExtractionSettings
@@ -42,6 +44,8 @@ class FeatureStore:
             image_id: (number, row) for number, shard in enumerate(shards) for row, image_id in enumerate(shard.ids)
         }
         self._mapped: dict[int, StoredImages] = {}
+        self._masked = "mask" in manifest.fields
+        self._no_mask = np.ones(manifest.visual_tokens, dtype=bool)
 
     @classmethod
     def open(cls, path: Path | str) -> FeatureStore:
@@ -83,12 +87,19 @@ class FeatureStore:
             InputDataError: the store has none for this image.
             DamagedError: the shard is not the one that the index tells of.
         """
-        place = self._places.get(image_id)
-        if place is None:
-            raise InputDataError(self._why_missing(image_id))
-        number, row = place
+        number, row = self._place(image_id)
         shard = self._mapped.get(number) or self._map(number)
-        return StoredImage(shard.features[row].copy(), shard.boxes[row].copy())
+        mask = shard["mask"][row].copy() if self._masked else self._no_mask
+        return StoredImage(shard["features"][row].copy(), shard["boxes"][row].copy(), mask)
+
+    def record(self, image_id: str) -> dict[str, np.ndarray]:
+        """Everything that the store holds for an image, by field, as copies; see MORE_FIELDS.
+
+        Raises:
+            InputDataError, DamagedError: as ``read``.
+        """
+        number, row = self._place(image_id)
+        return {name: array[row].copy() for name, array in (self._mapped.get(number) or self._map(number)).items()}
 
     def verify(self) -> None:
         """Read the whole store and compare every shard's SHA-256 with the index.
@@ -151,6 +162,12 @@ class FeatureStore:
     def rejected(self) -> tuple[Rejected, ...]:
         """The images that could not be used."""
         return tuple(entry for shard in self._shards for entry in shard.rejected)
+
+    def _place(self, image_id: str) -> tuple[int, int]:
+        place = self._places.get(image_id)
+        if place is None:
+            raise InputDataError(self._why_missing(image_id))
+        return place
 
     def _map(self, number: int) -> StoredImages:
         if len(self._mapped) >= _MAPPED_SHARDS:

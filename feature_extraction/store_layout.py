@@ -3,7 +3,7 @@
 ::
 
     manifest.json              what is extracted, how, and from which images; written first
-    shard-00000.safetensors    features [n V D] float16 and boxes [n V 4] float32 of n images
+    shard-00000.safetensors    features [n V D], boxes [n V 4] and whatever else the manifest's fields name, of n images
     index.jsonl                a line for each finished shard: image ids, SHA-256, size and rejected images
     rejected.jsonl             all rejected images, for the user; written last
 
@@ -17,35 +17,58 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float16, Float32
+from jaxtyping import Bool, Float16, Float32
 from safetensors.numpy import save
 
 from feature_extraction.errors import DamagedError, IncompatibleError, InputDataError
-from feature_extraction.images import ImageFile
 from feature_extraction.settings import ExtractionSettings
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 MANIFEST, INDEX, REJECTED = "manifest.json", "index.jsonl", "rejected.jsonl"
+
+# Fields that a store may hold besides features and boxes. V stands for its visual tokens.
+MORE_FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {
+    "mask": ("bool", ("V",)),  # True at visual tokens that show something; without it, all do
+    "image_size": ("int64", (2,)),  # height and width in pixels, upright
+    "class_ids": ("int64", ("V",)),  # of a detector, in its own numbering
+    "scores": ("float32", ("V",)),  # of the classes
+    "attribute_ids": ("int64", ("V",)),
+    "attribute_scores": ("float32", ("V",)),
+}
+_SAFETENSORS = {"bool": "BOOL", "float16": "F16", "float32": "F32", "int64": "I64"}
+
+
+def more_fields(names: Iterable[str], visual_tokens: int) -> dict[str, Field]:
+    """The fields of these names, of MORE_FIELDS, in a store of so many visual tokens per image."""
+    chosen = {name: MORE_FIELDS[name] for name in sorted(names)}
+    return {
+        name: Field(dtype, tuple(visual_tokens if axis == "V" else int(axis) for axis in shape))
+        for name, (dtype, shape) in chosen.items()
+    }
 
 
 class StoredImage(NamedTuple):
-    """What a store holds for one image; boxes are x0, y0, x1, y1 as fractions of width and height."""
+    """What a model reads of one image; boxes are x0, y0, x1, y1 as fractions of width and height."""
 
-    features: Float16[np.ndarray, "V D"]
+    features: Float16[np.ndarray, "V D"] | Float32[np.ndarray, "V D"]
     boxes: Float32[np.ndarray, "V 4"]
+    mask: Bool[np.ndarray, " V"]  # True at visual tokens that show something of the image
 
 
-class StoredImages(NamedTuple):
-    """What a shard holds."""
+class Field(NamedTuple):
+    """A kind of number that a store holds for each image."""
 
-    features: Float16[np.ndarray, "n V D"]
-    boxes: Float32[np.ndarray, "n V 4"]
+    dtype: str  # numpy's name
+    shape: tuple[int, ...]  # of one image
+
+
+StoredImages = Mapping[str, np.ndarray]  # what a shard holds: an array for each field, its first axis the images
 
 
 class Rejected(NamedTuple):
@@ -92,6 +115,8 @@ class Manifest:
     shard_size: int
     images: int
     image_ids_digest: str
+    source: tuple[str, ...]  # where the images, or the features of another tool, came from
+    fields: dict[str, Field]
     layout_version: int = LAYOUT_VERSION
 
     @property
@@ -100,21 +125,45 @@ class Manifest:
         return math.ceil(self.images / self.shard_size)
 
     @property
+    def bytes_per_image(self) -> int:
+        """What an image takes on disk, without its line in the index."""
+        return sum(np.dtype(field.dtype).itemsize * math.prod(field.shape) for field in self.fields.values())
+
+    @property
     def identity_digest(self) -> str:
         """SHA-256 of the identity, for artefacts that depend on the features."""
         return digest(self.identity)
 
 
-def plan(images: Sequence[ImageFile], settings: ExtractionSettings, identity: dict[str, Any]) -> Manifest:
-    """The manifest of the store that these images, settings and backbone will make."""
+def plan(
+    image_ids: Sequence[str],
+    settings: ExtractionSettings,
+    identity: dict[str, Any],
+    *,
+    more: Mapping[str, Field] | None = None,
+    source: Sequence[str] = (),
+) -> Manifest:
+    """The manifest of the store that these images, settings and backbone will make.
+
+    ``identity`` names ``visual_tokens``, ``feature_width`` and ``dtype``; ``more`` are fields besides features and
+    boxes, of the names and types in MORE_FIELDS.
+    """
+    tokens, width = identity["visual_tokens"], identity["feature_width"]
+    fields = {
+        "features": Field(identity["dtype"], (tokens, width)),
+        "boxes": Field("float32", (tokens, 4)),
+        **(more or {}),
+    }
     return Manifest(
         identity=identity,
         settings=asdict(settings),
-        visual_tokens=identity["visual_tokens"],
-        feature_width=identity["feature_width"],
+        visual_tokens=tokens,
+        feature_width=width,
         shard_size=settings.shard_size,
-        images=len(images),
-        image_ids_digest=digest(sorted(image.image_id for image in images)),
+        images=len(image_ids),
+        image_ids_digest=digest(sorted(image_ids)),
+        source=tuple(source),
+        fields=fields,
     )
 
 
@@ -169,6 +218,8 @@ def read_manifest(store: Path) -> Manifest:
             f"{store} has store layout {record['layout_version']}; this version reads layout {LAYOUT_VERSION}. "
             "Use the version of dept_vl that wrote it, or extract again"
         )
+    record["source"] = tuple(record["source"])
+    record["fields"] = {name: Field(dtype, tuple(shape)) for name, (dtype, shape) in record["fields"].items()}
     return Manifest(**record)
 
 
@@ -193,9 +244,19 @@ def read_index(store: Path, *, tolerant: bool = False) -> dict[str, Shard]:
 
 
 def shard_bytes(manifest: Manifest, number: int, ids: Sequence[str], images: StoredImages) -> bytes:
-    """A shard as a safetensors file, which also says what it is, so that it cannot pass for another."""
+    """A shard as a safetensors file, which also says what it is, so that it cannot pass for another.
+
+    Raises:
+        ValueError: the arrays are not those of the manifest's fields.
+    """
+    for name, (dtype, shape) in _arrays(manifest, len(ids)).items():
+        found = images.get(name)
+        if found is None or found.dtype != dtype or found.shape != shape:
+            got = "nothing" if found is None else f"{found.dtype} {found.shape}"
+            raise ValueError(f"Field {name!r} of {shard_name(number)} must be {dtype} {shape}, got {got}")
+    arrays = {name: np.ascontiguousarray(images[name]) for name in manifest.fields}
     # A single key: the order of several would differ from process to process.
-    return save(images._asdict(), metadata={"dept_vl": _label(manifest, number, ids)})
+    return save(arrays, metadata={"dept_vl": _label(manifest, number, ids)})
 
 
 def map_shard(path: Path, manifest: Manifest, number: int, ids: Sequence[str]) -> StoredImages:
@@ -204,27 +265,39 @@ def map_shard(path: Path, manifest: Manifest, number: int, ids: Sequence[str]) -
     Raises:
         DamagedError: the file is another shard, or its header is not what was written.
     """
-    images, tokens, width = len(ids), manifest.visual_tokens, manifest.feature_width
-    boxes_end = images * tokens * 4 * 4
-    features_end = boxes_end + images * tokens * width * 2
-    expected = {  # safetensors puts the wider numbers first
-        "boxes": {"dtype": "F32", "shape": [images, tokens, 4], "data_offsets": [0, boxes_end]},
-        "features": {"dtype": "F16", "shape": [images, tokens, width], "data_offsets": [boxes_end, features_end]},
-        "__metadata__": {"dept_vl": _label(manifest, number, ids)},
+    arrays = _arrays(manifest, len(ids))
+    expected = {
+        name: {"dtype": _SAFETENSORS[str(dtype)], "shape": list(shape)} for name, (dtype, shape) in arrays.items()
     }
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         try:
             header = json.loads(file.read(length))
-        except (ValueError, OverflowError, MemoryError, RecursionError) as error:
+            label = header.pop("__metadata__")
+            places = {name: tuple(entry.pop("data_offsets")) for name, entry in header.items()}
+        except (ValueError, OverflowError, MemoryError, RecursionError, KeyError, AttributeError, TypeError) as error:
             raise damaged(path, "the header of a shard", f"{type(error).__name__}: {error}") from error
-    if header != expected:
-        raise damaged(path, json.dumps(expected), json.dumps(header))
+    if header != expected or label != {"dept_vl": _label(manifest, number, ids)} or not _tile(places, arrays):
+        found = {**header, "__metadata__": label, "data_offsets": places}
+        raise damaged(path, json.dumps(expected), json.dumps(found))
     data = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)[8 + length :]  # rows of a plain array are faster
-    return StoredImages(
-        features=data[boxes_end:features_end].view(np.float16).reshape(images, tokens, width),
-        boxes=data[:boxes_end].view(np.float32).reshape(images, tokens, 4),
-    )
+    return {name: data[slice(*places[name])].view(dtype).reshape(shape) for name, (dtype, shape) in arrays.items()}
+
+
+def _arrays(manifest: Manifest, images: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """The type and shape of a shard's arrays."""
+    return {name: (np.dtype(field.dtype), (images, *field.shape)) for name, field in manifest.fields.items()}
+
+
+def _tile(places: Mapping[str, tuple[int, int]], arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> bool:
+    """Whether the arrays lie one after the other, each with the bytes that its type and shape want."""
+    end = 0
+    for name, (start, stop) in sorted(places.items(), key=lambda entry: entry[1]):
+        dtype, shape = arrays[name]
+        if start != end or stop - start != dtype.itemsize * math.prod(shape):
+            return False
+        end = stop
+    return True
 
 
 def has_its_size(store: Path, shard: Shard) -> bool:

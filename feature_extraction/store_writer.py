@@ -126,5 +126,6 @@ def _entries(folder: Path) -> list[Path]:
 
 def _flat(manifest: Manifest) -> dict[str, Any]:
     whole = asdict(manifest)
-    del whole["settings"]  # only the identity counts: a moved weights file or other workers change nothing
+    # Only the identity counts: a moved folder or weights file, or other workers, change nothing.
+    del whole["settings"], whole["source"]
     return {**whole.pop("identity"), **whole}

@@ -28,9 +28,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from dept_vl.model.backbone import Backbone, tokenizer_digest, weight_digest
 from dept_vl.train import main as train_main
 from dept_vl.types import Batch
-from feature_extraction.images import ImageFile
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.store_layout import StoredImages, plan
+from feature_extraction.store_layout import plan
 from feature_extraction.store_writer import StoreWriter
 
 torch.set_num_threads(1)
@@ -201,21 +200,26 @@ def toy_nlvr2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A feature store of the four images of each split of ``make_vqa``, with random features."""
-    images = [ImageFile(name, Path(f"{name}.png")) for name in TOY_IMAGES]
-    identity = {"backbone": "toy", "visual_tokens": 4, "feature_width": 6, "weight_digest": "0" * 64}
+    identity = {
+        "backbone": "toy",
+        "visual_tokens": 4,
+        "feature_width": 6,
+        "dtype": "float16",
+        "weight_digest": "0" * 64,
+    }
     writer = StoreWriter(
-        tmp_path_factory.mktemp("features") / "store", plan(images, ExtractionSettings(shard_size=8), identity)
+        tmp_path_factory.mktemp("features") / "store", plan(TOY_IMAGES, ExtractionSettings(shard_size=8), identity)
     )
     generator = np.random.default_rng(0)
-    features = generator.normal(size=(len(images), 4, 6)).astype(np.float16)
+    features = generator.normal(size=(len(TOY_IMAGES), 4, 6)).astype(np.float16)
     for row, name in enumerate(TOY_IMAGES):
         features[row, :, int(name[-1])] += 4  # which of the four images it is
-    corners = generator.random(size=(len(images), 4, 2, 2), dtype=np.float32)
+    corners = generator.random(size=(len(TOY_IMAGES), 4, 2, 2), dtype=np.float32)
     boxes = np.concatenate([corners.min(axis=2), corners.max(axis=2)], axis=-1)
     for number in writer.missing:
         rows = writer.rows(number)
         part = slice(rows.start, rows.stop)
-        writer.write(number, TOY_IMAGES[part], StoredImages(features[part], boxes[part]), [])
+        writer.write(number, TOY_IMAGES[part], {"features": features[part], "boxes": boxes[part]}, [])
     writer.finish()
     return writer.path
 

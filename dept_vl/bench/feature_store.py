@@ -20,10 +20,9 @@ from jaxtyping import Float16, Float32
 
 from dept_vl.command_line import Parser, run, say
 from feature_extraction.errors import UsageError
-from feature_extraction.images import ImageFile
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.store import FeatureStore
-from feature_extraction.store_layout import StoredImages, plan
+from feature_extraction.store_layout import plan
 from feature_extraction.store_writer import StoreWriter
 
 TOKENS, WIDTH = 36, 2048  # of VL-T5's features
@@ -81,11 +80,12 @@ def some_images(count: int, seed: int) -> tuple[Float16[np.ndarray, "n V D"], Fl
 def write_store(path: Path, ids: Sequence[str]) -> None:
     """Random images in our layout."""
     settings = ExtractionSettings(backbone="benchmark")
-    identity = {"backbone": "benchmark", "visual_tokens": TOKENS, "feature_width": WIDTH}
-    writer = StoreWriter(path, plan([ImageFile(image_id, Path(image_id)) for image_id in ids], settings, identity))
+    identity = {"backbone": "benchmark", "visual_tokens": TOKENS, "feature_width": WIDTH, "dtype": "float16"}
+    writer = StoreWriter(path, plan(ids, settings, identity))
     for number in writer.missing:
         rows = writer.rows(number)
-        writer.write(number, ids[rows.start : rows.stop], StoredImages(*some_images(len(rows), number)), [])
+        features, boxes = some_images(len(rows), number)
+        writer.write(number, ids[rows.start : rows.stop], {"features": features, "boxes": boxes}, [])
     writer.finish()
 
 

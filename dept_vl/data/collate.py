@@ -27,7 +27,7 @@ def collate(items: Sequence[Item], *, task: str, pad_id: int, bucket_width: int,
     target_ids, target_mask = _pad(
         [item.target_ids for item in items], max(len(item.target_ids) for item in items), pad_id
     )
-    # Stacked as float16 first: torch converts twice as fast as numpy.
+    # Stacked as the store holds them, mostly float16: torch converts twice as fast as numpy.
     visual_tokens = torch.from_numpy(np.stack([item.visual_tokens for item in items])).float()
     return Batch(
         task=task,
@@ -36,7 +36,7 @@ def collate(items: Sequence[Item], *, task: str, pad_id: int, bucket_width: int,
         text_mask=text_mask,
         visual_tokens=visual_tokens,
         boxes=torch.from_numpy(np.stack([item.boxes for item in items])),
-        visual_mask=torch.ones(visual_tokens.shape[:3], dtype=torch.bool),  # a store holds whole images only
+        visual_mask=torch.from_numpy(np.stack([item.visual_mask for item in items])),
         target_ids=target_ids,
         target_mask=target_mask,
         target_weights=torch.tensor([item.target_weight for item in items], dtype=torch.float32),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float16, Float32, Int64
+from jaxtyping import Bool, Float16, Float32, Int64
 
 from dept_vl.data.order import TARGETS, random_stream
 from dept_vl.data.tokens import TokenIds, TokenTable
@@ -14,6 +14,7 @@ from dept_vl.types import Example
 from feature_extraction.store_layout import StoredImage
 
 NO_TARGET = -1
+Features = Float16[np.ndarray, "I V D"] | Float32[np.ndarray, "I V D"]  # as the store holds them
 
 
 class Item(NamedTuple):
@@ -21,8 +22,9 @@ class Item(NamedTuple):
 
     example_id: str
     text_ids: TokenIds
-    visual_tokens: Float16[np.ndarray, "I V D"]
+    visual_tokens: Features
     boxes: Float32[np.ndarray, "I V 4"]
+    visual_mask: Bool[np.ndarray, "I V"]
     target_ids: TokenIds
     target_weight: float
     answer_scores: Float32[np.ndarray, " A"]
@@ -87,13 +89,14 @@ class ExampleDataset:
     def item(self, index: int, target: int = NO_TARGET) -> Item:
         """One example with the target of a given row; without one, its target is </s> alone, of weight 0."""
         example = self.examples[index]
-        visual_tokens, boxes = self._read(example.image_ids)
+        visual_tokens, boxes, visual_mask = self._read(example.image_ids)
         known = target != NO_TARGET
         return Item(
             example_id=example.example_id,
             text_ids=self.tokens.texts.row(index),
             visual_tokens=visual_tokens,
             boxes=boxes,
+            visual_mask=visual_mask,
             target_ids=self.tokens.targets.row(target) if known else np.array([self.tokens.eos_id], dtype=np.int32),
             target_weight=float(self.tokens.target_weights[target]) if known else 0.0,
             answer_scores=self._answer_scores(example),
@@ -106,11 +109,14 @@ class ExampleDataset:
                 scores[self._place[target.text]] = target.weight
         return scores
 
-    def _read(self, image_ids: tuple[str, ...]) -> tuple[Float16[np.ndarray, "I V D"], Float32[np.ndarray, "I V 4"]]:
+    def _read(
+        self, image_ids: tuple[str, ...]
+    ) -> tuple[Features, Float32[np.ndarray, "I V 4"], Bool[np.ndarray, "I V"]]:
         if not image_ids or self._store is None:
             tokens, width = (self._store.visual_tokens, self._store.feature_width) if self._store else (0, 0)
-            return np.empty((0, tokens, width), np.float16), np.empty((0, tokens, 4), np.float32)
-        features, boxes = zip(*(self._store.read(image_id) for image_id in image_ids), strict=True)
+            empty = np.empty((0, tokens, width), np.float16)
+            return empty, np.empty((0, tokens, 4), np.float32), np.empty((0, tokens), np.bool_)
+        features, boxes, mask = zip(*(self._store.read(image_id) for image_id in image_ids), strict=True)
         if len(image_ids) == 1:  # the usual case, without copying: collate copies anyway
-            return features[0][np.newaxis], boxes[0][np.newaxis]
-        return np.stack(features), np.stack(boxes)
+            return features[0][np.newaxis], boxes[0][np.newaxis], mask[0][np.newaxis]
+        return np.stack(features), np.stack(boxes), np.stack(mask)

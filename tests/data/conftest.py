@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +10,9 @@ from transformers import PreTrainedTokenizerFast
 from dept_vl.data.dataset import ExampleDataset
 from dept_vl.data.tokens import tokenize_examples
 from dept_vl.types import Example, Target
-from feature_extraction.images import ImageFile
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.store import FeatureStore
-from feature_extraction.store_layout import Rejected, StoredImages, plan
+from feature_extraction.store_layout import Rejected, plan
 from feature_extraction.store_writer import StoreWriter
 
 IMAGES = tuple(f"image-{number:02d}" for number in range(12))
@@ -38,14 +36,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """Eleven images whose features tell which image they are, and a rejected one."""
     settings = ExtractionSettings(shard_size=5)
-    identity = {"visual_tokens": VISUAL_TOKENS, "feature_width": FEATURE_WIDTH}
-    files = [ImageFile(image_id, Path(f"{image_id}.png")) for image_id in IMAGES]
-    writer = StoreWriter(tmp_path_factory.mktemp("features") / "store", plan(files, settings, identity))
+    identity = {"visual_tokens": VISUAL_TOKENS, "feature_width": FEATURE_WIDTH, "dtype": "float16"}
+    writer = StoreWriter(tmp_path_factory.mktemp("features") / "store", plan(IMAGES, settings, identity))
     for number in writer.missing:
         planned = [IMAGES[row] for row in writer.rows(number)]
         ids = [image_id for image_id in planned if image_id != REJECTED]
         features = np.stack([np.full((VISUAL_TOKENS, FEATURE_WIDTH), IMAGES.index(name), np.float16) for name in ids])
-        images = StoredImages(features, features[:, :, :4].astype(np.float32) / 16)
+        images = {"features": features, "boxes": features[:, :, :4].astype(np.float32) / 16}
         writer.write(
             number, ids, images, [Rejected(REJECTED, "image-11.png", "truncated")] if REJECTED in planned else []
         )

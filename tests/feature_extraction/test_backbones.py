@@ -31,7 +31,7 @@ from transformers import (
 from feature_extraction.backbones import build_backbone, cell_boxes, weight_digest
 from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.tower import tokens_as_map
+from feature_extraction.towers.tower import tokens_as_map
 
 RANDOM = np.random.default_rng(0)
 PICTURES = [RANDOM.integers(0, 256, (20 + row, 30, 3), dtype=np.uint8) for row in range(5)]
@@ -106,7 +106,7 @@ def test_a_network_whose_maps_have_the_channels_last_is_turned(tmp_path: Path) -
     name = "swin_tiny_patch4_window7_224"
     network = timm.create_model(name, embed_dim=6, depths=(1, 1), num_heads=(1, 1), num_classes=0).eval()
     assert network.forward_features(torch.zeros(1, 3, 224, 224)).shape == (1, 28, 28, 12)
-    from feature_extraction.timm_tower import _tower
+    from feature_extraction.towers.timm_tower import _tower
 
     tower = _tower(network, ExtractionSettings(image_size=224))
     assert tower.feature_map(torch.zeros(1, 3, 224, 224)).shape == (1, 12, 28, 28)

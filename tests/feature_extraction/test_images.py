@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from feature_extraction.errors import InputDataError
-from feature_extraction.images import ImageRejected, decode_image, list_images
+from feature_extraction.image_sources import list_images
+from feature_extraction.images import ImageRejected, decode_image
 
 RANDOM = np.random.default_rng(0)
 PICTURE = RANDOM.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -59,7 +60,7 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
 def test_a_list_is_relative_to_its_own_folder(tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_bytes(b"\xef\xbb\xbfx/2.png\r\n\n/abs/1.jpg\n")
-    assert list_images(listing) == [("1", Path("/abs/1.jpg")), ("2", tmp_path / "x/2.png")]
+    assert list_images(listing) == [("1", Path("/abs/1.jpg"), None), ("2", tmp_path / "x/2.png", None)]
 
 
 def test_names_that_are_no_utf8_keep_their_bytes(tmp_path: Path) -> None:

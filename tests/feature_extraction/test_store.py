@@ -25,7 +25,6 @@ from feature_extraction.store_layout import (
     REJECTED,
     Manifest,
     Rejected,
-    StoredImages,
     plan,
     seal,
     shard_name,
@@ -34,7 +33,7 @@ from feature_extraction.store_layout import (
 from feature_extraction.store_writer import StoreWriter
 
 IMAGES = 10
-IDENTITY = {"backbone": "tiny", "weight_digest": "0" * 64, "visual_tokens": 3, "feature_width": 5}
+IDENTITY = {"backbone": "tiny", "weight_digest": "0" * 64, "visual_tokens": 3, "feature_width": 5, "dtype": "float16"}
 SETTINGS = ExtractionSettings(backbone="tiny", shard_size=4)
 FILES = [ImageFile(f"image {number}", Path(f"{number}.png")) for number in range(IMAGES)]
 FEATURES = np.random.default_rng(0).standard_normal((IMAGES, 3, 5)).astype(np.float16)
@@ -43,14 +42,20 @@ REJECTED_ROW = 6
 
 
 def manifest(files: list[ImageFile] = FILES, identity: dict[str, Any] = IDENTITY, **changes: Any) -> Manifest:
-    return plan(files, replace(SETTINGS, **changes), identity)
+    return plan([file.image_id for file in files], replace(SETTINGS, **changes), identity)
+
+
+def images(rows: list[int]) -> dict[str, np.ndarray]:
+    return {"features": FEATURES[rows], "boxes": BOXES[rows]}
 
 
 def write_missing(writer: StoreWriter) -> None:
     for number in writer.missing:
         rows = [row for row in writer.rows(number) if row != REJECTED_ROW]
         rejected = [Rejected("image 6", "6.png", "6.png: empty")] if REJECTED_ROW in writer.rows(number) else []
-        writer.write(number, [FILES[row].image_id for row in rows], StoredImages(FEATURES[rows], BOXES[rows]), rejected)
+        writer.write(
+            number, [FILES[row].image_id for row in rows], {"features": FEATURES[rows], "boxes": BOXES[rows]}, rejected
+        )
 
 
 def write_store(path: Path) -> Path:
@@ -174,7 +179,7 @@ def test_the_front_door_has_three_names() -> None:
 
 def test_an_unfinished_store_is_refused_with_the_command_that_goes_on(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path, manifest())
-    writer.write(1, [FILES[row].image_id for row in (4, 5, 7)], StoredImages(FEATURES[:3], BOXES[:3]), [])
+    writer.write(1, [FILES[row].image_id for row in (4, 5, 7)], {"features": FEATURES[:3], "boxes": BOXES[:3]}, [])
     with pytest.raises(InputDataError, match=r"not finished: 1 of 3 shards are done\. .*run again: python -m dept_vl"):
         FeatureStore.open(tmp_path)
 
@@ -272,7 +277,9 @@ def test_swapped_shards_are_detected_by_reading_and_by_verifying(tmp_path: Path)
     writer = StoreWriter(tmp_path, manifest(FILES[:8]))
     for number in (0, 1):
         rows = list(writer.rows(number))
-        writer.write(number, [FILES[row].image_id for row in rows], StoredImages(FEATURES[rows], BOXES[rows]), [])
+        writer.write(
+            number, [FILES[row].image_id for row in rows], {"features": FEATURES[rows], "boxes": BOXES[rows]}, []
+        )
     writer.finish()
     first, second = tmp_path / shard_name(0), tmp_path / shard_name(1)
     first_bytes = first.read_bytes()
@@ -310,7 +317,7 @@ def test_a_stale_index_is_detected(tmp_path: Path, store: Path) -> None:
     for number in other.missing:
         rows = other.rows(number)
         ids = [f"{FILES[row].image_id}!" for row in rows]
-        other.write(number, ids, StoredImages(FEATURES[rows], BOXES[rows]), [])
+        other.write(number, ids, {"features": FEATURES[rows], "boxes": BOXES[rows]}, [])
     for path in other.path.iterdir():
         if path.name != MANIFEST:
             (store / path.name).write_bytes(path.read_bytes())
@@ -418,8 +425,8 @@ def test_settings_that_change_no_feature_may_differ(store: Path) -> None:
 
 def test_a_shard_without_any_usable_image_is_kept(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path, manifest(FILES[:5]))
-    writer.write(0, [FILES[row].image_id for row in range(4)], StoredImages(FEATURES[:4], BOXES[:4]), [])
-    writer.write(1, [], StoredImages(FEATURES[:0], BOXES[:0]), [Rejected("image 4", "4.png", "bad")])
+    writer.write(0, [FILES[row].image_id for row in range(4)], {"features": FEATURES[:4], "boxes": BOXES[:4]}, [])
+    writer.write(1, [], {"features": FEATURES[:0], "boxes": BOXES[:0]}, [Rejected("image 4", "4.png", "bad")])
     writer.finish()
     features = FeatureStore.open(tmp_path)
     features.verify()

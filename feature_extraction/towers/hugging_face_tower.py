@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedCo
 from transformers.utils import logging
 
 from feature_extraction.errors import InputDataError, UsageError
-from feature_extraction.images import Preprocessing
+from feature_extraction.preprocessing import Preprocessing
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.tower import Tower, tokens_as_map, weights_file, weights_of_another_network
+from feature_extraction.towers.tower import FeatureMaps, Tower, tokens_as_map, weights_file, weights_of_another_network
 
 
 def hugging_face_tower(name: str, settings: ExtractionSettings) -> Tower:
@@ -44,13 +44,12 @@ def hugging_face_tower(name: str, settings: ExtractionSettings) -> Tower:
         ) from error
     _refuse_missing(network, report, name, settings)
     interpolation = Image.Resampling(processor.resample).name.lower()
-    preprocessing = Preprocessing(
-        settings.image_size, interpolation, tuple(processor.image_mean), tuple(processor.image_std)
-    )
-    return Tower(network, _FeatureMap(network, config, settings), preprocessing)
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    transform = Preprocessing(settings.image_size, interpolation, mean, std, settings.resize)
+    return Tower(network, _FeatureMaps(network, config, settings), transform)
 
 
-class _FeatureMap:
+class _FeatureMaps:
     """The output, or one hidden state, of a network as a map; class and register tokens are dropped."""
 
     def __init__(self, network: nn.Module, config: PreTrainedConfig, settings: ExtractionSettings) -> None:
@@ -62,13 +61,13 @@ class _FeatureMap:
         if "interpolate_pos_encoding" in known:  # changes nothing at the size the network was trained for
             self._options["interpolate_pos_encoding"] = True
 
-    def __call__(self, images: Float[Tensor, "B 3 size size"]) -> Float[Tensor, "B D rows columns"]:
+    def __call__(self, images: Float[Tensor, "B 3 size size"]) -> FeatureMaps:
         output = self._network(images, **self._options)
         hidden: Tensor = output.last_hidden_state if self._layer is None else self._state(output.hidden_states)
         if hidden.ndim == 4:
-            return hidden
+            return FeatureMaps(hidden)
         # The patches come last. A pyramid has fewer tokens than patches, and no others.
-        return tokens_as_map(hidden if self._patches is None else hidden[:, -self._patches :])
+        return FeatureMaps(tokens_as_map(hidden if self._patches is None else hidden[:, -self._patches :]))
 
     def _state(self, states: tuple[Tensor, ...]) -> Tensor:
         layer = self._layer

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from feature_extraction.errors import InputDataError, UsageError
-from feature_extraction.images import Preprocessing
+from feature_extraction.preprocessing import Preprocessing
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.tower import Tower, tokens_as_map, weights_file, weights_of_another_network
+from feature_extraction.towers.tower import FeatureMaps, Tower, tokens_as_map, weights_file, weights_of_another_network
 
 BUNDLED = "efficientnet_lite0"
 _BUNDLED_IN_TIMM = "tf_efficientnet_lite0"
@@ -110,19 +110,19 @@ def _tower(network: Any, settings: ExtractionSettings) -> Tower:  # noqa: ANN401
     # timm's networks share methods that no class of theirs declares, hence Any.
     wanted = network.pretrained_cfg
 
-    def feature_map(images: Float[Tensor, "B 3 size size"]) -> Float[Tensor, "B D rows columns"]:
+    def feature_maps(images: Float[Tensor, "B 3 size size"]) -> FeatureMaps:
         if settings.layer is not None:
             maps: list[Tensor] = network.forward_intermediates(
                 images, indices=[settings.layer], stop_early=True, intermediates_only=True
             )
-            return maps[0]
+            return FeatureMaps(maps[0])
         output: Tensor = network.forward_features(images)
         if output.ndim == 3:
-            return tokens_as_map(output[:, network.num_prefix_tokens :])
+            return FeatureMaps(tokens_as_map(output[:, network.num_prefix_tokens :]))
         channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
-        return output.permute(0, 3, 1, 2) if channels_last else output
+        return FeatureMaps(output.permute(0, 3, 1, 2) if channels_last else output)
 
-    preprocessing = Preprocessing(
-        settings.image_size, wanted["interpolation"], tuple(wanted["mean"]), tuple(wanted["std"])
+    transform = Preprocessing(
+        settings.image_size, wanted["interpolation"], tuple(wanted["mean"]), tuple(wanted["std"]), settings.resize
     )
-    return Tower(network, feature_map, preprocessing)
+    return Tower(network, feature_maps, transform)

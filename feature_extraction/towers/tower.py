@@ -11,15 +11,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
-from feature_extraction.images import Preprocessing
+from feature_extraction.preprocessing import Transform
+
+
+class FeatureMaps(NamedTuple):
+    """What a network makes of images."""
+
+    cells: Float[Tensor, "B D rows columns"]
+    class_token: Float[Tensor, "B D"] | None = None
 
 
 class Tower(NamedTuple):
-    """A network, its feature map as a function of normalised images, and the pixels it wants."""
+    """A network, its feature maps as a function of what its transform makes of images, and the transform.
+
+    Where the transform is a ``Preprocessing``, the function takes normalised images [B 3 size size]; else [B …] as the
+    transform makes them.
+    """
 
     network: nn.Module
-    feature_map: Callable[[Float[Tensor, "B 3 size size"]], Float[Tensor, "B D rows columns"]]
-    preprocessing: Preprocessing
+    feature_maps: Callable[[Tensor], FeatureMaps]
+    transform: Transform
 
 
 def tokens_as_map(patches: Float[Tensor, "B patches D"]) -> Float[Tensor, "B D rows columns"]:

@@ -1,0 +1,1 @@
+"""Features of other tools into a store, and a store into VL-T5's file."""

@@ -1,0 +1,1 @@
+"""Frozen networks from timm, from the Hugging Face hub, and of your own."""
