@@ -1,73 +1,213 @@
-"""``python -m dept_vl.extract``: images → frozen backbone → feature store."""
+"""``python -m dept_vl.extract``: images → frozen backbone → feature store; and the care of stores."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dept_vl.command_line import Parser, StopSignal, run, say
 from dept_vl.config import layer_names, load_settings
+from feature_extraction.errors import UsageError
+
+if TYPE_CHECKING:
+    from feature_extraction.extract import Extraction, Plan
 
 EXAMPLES = """\
   python -m dept_vl.extract --images coco/train2014 --output features/train
-  python -m dept_vl.extract --images test.txt --output features/test --features clip_rn101 features.batch_size=128
-  python -m dept_vl.extract --images coco/train2014 --output features/train --features timm/convnext_tiny --dry-run"""
+  python -m dept_vl.extract --images coco/train2014 --output features/train --features clip_rn101 --dry-run --preview 6
+  python -m dept_vl.extract --images shards/ --output features/web --features hf/facebook/dinov2-base features.workers=8
+  torchrun --nproc_per_node 8 -m -- dept_vl.extract --images coco/images --output features/coco --features clip_vit_l14
+  python -m dept_vl.extract --inspect features/coco"""
 
 
 def main(arguments: list[str]) -> None:
-    """Extract the visual tokens of a folder or list of images; the same command goes on after a stop."""
+    """Extract the visual tokens of a collection, or look after a store; the same command goes on after a stop."""
+    options = _parser().parse_intermixed_args(arguments)
+    if options.verify:
+        _verify(options.verify)
+    elif options.inspect:
+        _inspect(options)
+    elif options.repair:
+        _repair(options)
+    elif not options.images or not options.output:
+        raise UsageError(
+            "--images and --output are both needed. As in: python -m dept_vl.extract --images DIR --output STORE"
+        )
+    else:
+        _extract(options)
+
+
+def _parser() -> Parser:
     parser = Parser(
         "dept_vl.extract",
         "Turn images into visual tokens, once: a frozen backbone reads them, a feature store keeps them.",
         EXAMPLES,
     )
-    parser.add_argument("--images", type=Path, required=True, help="a folder, or a .txt list with one path a line")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="the feature store's folder; an unfinished one goes on"
+    images = parser.add_argument_group("images")
+    images.add_argument(
+        "--images",
+        metavar="SOURCE",
+        help="a folder, a .txt list with one path a line, .tar shards, parquet files, or datasets:NAME:SPLIT",
     )
-    parser.add_argument(
-        "--features",
-        metavar="NAME",
-        default="efficientnet_lite0",
-        help=f"{', '.join(layer_names('features'))}, timm/MODEL or hf/MODEL (default: %(default)s)",
-    )
-    parser.add_argument(
+    images.add_argument("--image-column", metavar="NAME", help="of a table; default: the one that holds images")
+    images.add_argument("--id-column", metavar="NAME", help="of a table; default: image_id, id or the files' names")
+    images.add_argument(
         "--max-rejected-fraction",
         type=float,
         default=0.001,
         metavar="SHARE",
         help="stop when more of the images than this cannot be used, 0 to 1; up to ten never stop, unless it is 0",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    images.add_argument(
+        "--strict",
+        action="store_const",
+        const=0.0,
+        dest="max_rejected_fraction",
+        help="stop at the first image that cannot be used",
+    )
+    images.add_argument("--retry-rejected", action="store_true", help="do again the shards with rejected images")
+    store = parser.add_argument_group("store")
+    store.add_argument("--output", type=Path, metavar="STORE", help="the store's folder; an unfinished one goes on")
+    store.add_argument(
+        "--features",
+        metavar="NAME",
+        default="efficientnet_lite0",
+        help=f"{', '.join(layer_names('features'))}, timm/MODEL, hf/MODEL or MODULE:FUNCTION (default: %(default)s)",
+    )
+    store.add_argument(
+        "--shard", metavar="i/n", help="write only the i-th of n parts, from 0: for independent jobs on one store"
+    )
+    store.add_argument("--dry-run", action="store_true", help="try some images, say what would be done, write no store")
+    store.add_argument(
+        "--preview", type=int, default=0, metavar="N", help="first draw the boxes of N images, into STORE.preview/"
+    )
+    care = parser.add_argument_group("care of a store").add_mutually_exclusive_group()
+    care.add_argument("--inspect", type=Path, metavar="STORE", help="say what is in a store, and draw a contact sheet")
+    care.add_argument("--verify", type=Path, metavar="STORE", help="read all of a store and name every fault")
+    care.add_argument("--repair", type=Path, metavar="STORE", help="write damaged or missing shards anew")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings such as features.image_size=224")
-    options = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def _extract(options: argparse.Namespace) -> None:
     settings = load_settings({"features": options.features}, options.settings).features
 
-    from feature_extraction.extract import plan_extraction, run_plan
+    from feature_extraction.extract import Part, plan_extraction
 
-    planned = plan_extraction(options.images, settings)
-    manifest = planned.manifest
-    say(
-        f"{manifest.images:,} images, {manifest.visual_tokens} visual tokens of width {manifest.feature_width} each, "
-        f"{manifest.shards} shards, about {planned.bytes / 1e6:,.1f} MB in {options.output}"
+    part = Part.named(options.shard) if options.shard else Part.of_launcher()
+    planned = plan_extraction(
+        _source(options.images), settings, image_column=options.image_column, id_column=options.id_column
     )
+    if options.preview and part.index == 0:
+        _preview(planned, options.output, options.preview)
     if options.dry_run:
+        _say_plan(planned, options.output)
+        _say_trial(planned)
         return
+    _run(planned, options, part)
+
+
+def _run(planned: Plan, options: argparse.Namespace, part: object) -> None:
+    """Write the store, and say what came of it; of processes launched together only the first speaks."""
+    from feature_extraction.extract import Part, run_plan
+    from feature_extraction.store_care import forget_rejected
+
+    chosen = part if isinstance(part, Part) else Part()
+    speaks = chosen.strict or chosen.index == 0
+    if speaks:
+        _say_plan(planned, options.output)
+    if options.retry_rejected:
+        forget_rejected(options.output)
     with StopSignal() as stop:
         done = run_plan(
             planned,
             options.output,
+            part=chosen,
             max_rejected_fraction=options.max_rejected_fraction,
             stop=lambda: bool(stop),
-            say=say,
+            say=say if speaks else lambda line: None,
         )
-    if done.extracted == 0:
-        say(f"{options.output} is finished already: {done.images:,} images, {done.rejected} rejected")
+    if speaks:
+        _say_end(done, options.output)
+
+
+def _source(text: str) -> Path | str:
+    return text if text.startswith("datasets:") else Path(text)
+
+
+def _say_plan(planned: Plan, output: Path) -> None:
+    manifest = planned.manifest
+    say(
+        f"{manifest.images:,} images, {manifest.visual_tokens} visual tokens of width {manifest.feature_width} each, "
+        f"{manifest.shards} shards, about {planned.bytes / 1e6:,.1f} MB in {output}"
+    )
+
+
+def _say_end(done: Extraction, output: Path) -> None:
+    if done.unfinished:
+        say(f"This job's part of {output} is done; {done.unfinished} shards are left to other jobs")
+    elif done.extracted == 0:
+        say(f"{output} is finished already: {done.images:,} images, {done.rejected} rejected")
     else:
         say(
-            f"{options.output} is finished: {done.images:,} images, {done.rejected} rejected; "
+            f"{output} is finished: {done.images:,} images, {done.rejected} rejected; "
             f"{done.extracted:,} extracted in {done.seconds:,.1f} s ({done.extracted / done.seconds:,.0f} images/s)"
         )
+
+
+def _say_trial(planned: Plan) -> None:
+    from feature_extraction.samples import try_out
+
+    trial = try_out(planned)
+    workers = planned.backbone.settings.workers
+    seconds = trial.seconds(planned.manifest.images, workers)
+    say(
+        f"Tried {trial.images} images from all over: {len(trial.rejected)} rejected; one process decodes "
+        f"{trial.decoding_rate:,.0f} images/s, the backbone takes {trial.encoding_rate:,.0f}. All would take about "
+        f"{timedelta(seconds=round(seconds))} with features.workers={workers}"
+    )
+    for entry in trial.rejected[:5]:
+        say(f"  rejected: {entry.reason}")
+
+
+def _preview(planned: Plan, output: Path, count: int) -> None:
+    from feature_extraction.samples import preview
+
+    folder = output.with_name(output.name + ".preview")
+    for path in preview(planned, folder, count):
+        say(f"Drew {path}")
+
+
+def _verify(store: Path) -> None:
+    from feature_extraction.store_care import check
+
+    report = check(store)
+    say(f"{store}: {report.summary}")
+    report.refuse_faults()
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from feature_extraction.samples import draw_contact_sheet
+    from feature_extraction.store_care import describe
+
+    for line in describe(options.inspect):
+        sys.stdout.write(line + "\n")
+    sheet = options.inspect.with_name(options.inspect.name + ".contact_sheet.png")
+    source = _source(options.images) if options.images else None
+    say(draw_contact_sheet(options.inspect, sheet, source))
+
+
+def _repair(options: argparse.Namespace) -> None:
+    from feature_extraction.store_care import check, clear_damaged
+
+    report = check(options.repair)
+    if not report.faults:
+        say(f"{options.repair} has no fault: {report.summary}")
+        return
+    raise UsageError(str(clear_damaged))
 
 
 if __name__ == "__main__":

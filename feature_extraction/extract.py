@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -15,28 +15,34 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from feature_extraction.backbones import Backbone, build_backbone
-from feature_extraction.batches import DecodedBatch, decoded_batches, plan_batches
-from feature_extraction.errors import DiskFullError, InputDataError, Interrupted
+from feature_extraction.batches import Batch, DecodedBatch, decoded_batches, shard_batches
+from feature_extraction.errors import DiskFullError, InputDataError, Interrupted, UsageError
 from feature_extraction.image_sources import list_images
 from feature_extraction.images import ImageFile
+from feature_extraction.progress import Progress, to_stderr
+from feature_extraction.self_test import self_test
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.store_layout import Manifest, Rejected, StoredImages, plan
+from feature_extraction.store_layout import MANIFEST, Manifest, Rejected, StoredImages, plan
 from feature_extraction.store_writer import StoreWriter
 
 TOLERATED = 10  # rejected images that never stop a run, unless none is to be tolerated
+IN_A_ROW = 100  # rejected images one after the other that stop every run, as when a disk is gone
+POLL = 1.0  # seconds between looks at shards that other processes are writing
 
-MOST_LANES = 8  # batches encoded beside each other on a CPU; each needs memory for its feature maps
+# Batches encoded beside each other. Each needs memory for its feature maps; on a GPU the second one's copies to and
+# from the device overlap with the first one's arithmetic.
+MOST_LANES, GPU_LANES = 8, 2
 
 
 class Extraction(NamedTuple):
     """What a run found and did."""
 
     images: int  # asked for
-    extracted: int  # by this run
-    rejected: int  # in the whole store
+    extracted: int  # by this process
+    rejected: int  # in the finished shards of the store
+    unfinished: int  # shards that other jobs are still to write
     seconds: float
 
 
@@ -53,23 +59,62 @@ class Plan(NamedTuple):
         return len(self.images) * (self.manifest.bytes_per_image + 100)  # with a line of the index
 
 
-def to_stderr(line: str) -> None:
-    """Write one line for the user; standard output is left to results."""
-    sys.stderr.write(line + "\n")
+class Part(NamedTuple):
+    """Which shards are this process's: every ``count``-th, from ``index`` on.
+
+    With ``strict`` it writes no others. Without, it begins with its own and then helps with what nobody is at.
+    """
+
+    index: int = 0
+    count: int = 1
+    strict: bool = False
+
+    def of(self, shards: int) -> list[int]:
+        """The numbers of the shards, in the order in which this process takes them."""
+        mine = list(range(self.index, shards, self.count))
+        return mine if self.strict else mine + sorted(set(range(shards)) - set(mine))
+
+    @classmethod
+    def named(cls, text: str) -> Part:
+        """The part that ``i/n`` names, i counted from 0.
+
+        Raises:
+            UsageError: it names none.
+        """
+        index, slash, count = text.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise UsageError(
+                f"--shard is {text!r}; it is i/n with i from 0 to n - 1, as in --shard 0/4 for the first of four jobs"
+            )
+        return cls(int(index), int(count), strict=True)
+
+    @classmethod
+    def of_launcher(cls) -> Part:
+        """The part of a process that torchrun or accelerate launched, or everything."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
-def plan_extraction(source: Path, settings: ExtractionSettings) -> Plan:
+def plan_extraction(
+    source: Path | str,
+    settings: ExtractionSettings,
+    *,
+    image_column: str | None = None,
+    id_column: str | None = None,
+) -> Plan:
     """List the images and build the backbone; writes nothing."""
-    images = list_images(source)
-    backbone = build_backbone(settings)
+    images = list_images(source, image_column=image_column, id_column=id_column)
+    backbone = build_backbone(settings, _device())
+    # As options of the command line, so that a repair finds the images again.
+    where = ["--images", str(source.absolute()) if isinstance(source, Path) else source]
+    where += [] if image_column is None else ["--image-column", image_column]
+    where += [] if id_column is None else ["--id-column", id_column]
     ids = [image.image_id for image in images]
-    from_where = [str(source.absolute())]
-    manifest = plan(ids, settings, backbone.identity(), more=backbone.more_fields, source=from_where)
+    manifest = plan(ids, settings, backbone.identity(), more=backbone.more_fields, source=where)
     return Plan(images, backbone, manifest)
 
 
 def extract_features(
-    source: Path,
+    source: Path | str,
     output: Path,
     settings: ExtractionSettings,
     *,
@@ -77,15 +122,15 @@ def extract_features(
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = to_stderr,
 ) -> Extraction:
-    """Extract the images of a folder or list into a store, going on where a former run stopped.
+    """Extract images into a store, going on where a former run stopped, beside any other process on the same store.
 
     Args:
         source: see ``list_images``.
         output: the store's folder.
         settings: the backbone and what is kept of it.
-        max_rejected_fraction: of all images, 0 to 1. More unusable images than this (and than TOLERATED) stop the run;
-            0 tolerates none.
-        stop: asked after every batch; when it says True, the current shard is dropped and the run ends.
+        max_rejected_fraction: of all images, 0 to 1. More unusable images than this (and than TOLERATED) stop the run,
+            and so do IN_A_ROW of them one after the other; 0 tolerates none, 1 any number.
+        stop: asked after every batch; when it says True, the open shards are dropped and the run ends.
         say: takes one line for the user.
 
     Raises:
@@ -99,75 +144,81 @@ def extract_features(
 
 
 def run_plan(
-    planned: Plan, output: Path, *, max_rejected_fraction: float, stop: Callable[[], bool], say: Callable[[str], None]
+    planned: Plan,
+    output: Path,
+    *,
+    part: Part | None = None,
+    max_rejected_fraction: float,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> Extraction:
-    """Do what ``plan_extraction`` found; see ``extract_features``."""
-    images, backbone, manifest = planned
+    """Do what ``plan_extraction`` found, or this process's part of it; see ``extract_features``."""
     started = time.monotonic()
+    part = part or Part.of_launcher()
+    mine = part.of(planned.manifest.shards)
     _refuse_full_disk(output, planned.bytes)
-    writer = StoreWriter(output, manifest)
-    missing = writer.missing
-    if writer.resumed and missing:
-        say(f"Resuming: {manifest.shards - len(missing)}/{manifest.shards} shards done")
+    if not (output / MANIFEST).exists():
+        self_test(planned.backbone)  # before hours of work with a backbone that nobody has tried
+    policy = _RejectionPolicy(planned.manifest.images, max_rejected_fraction)
+    with StoreWriter(output, planned.manifest) as writer:
+        missing = writer.missing
+        if writer.resumed and missing:
+            say(f"Resuming: {planned.manifest.shards - len(missing)}/{planned.manifest.shards} shards done")
+        total = sum(len(writer.rows(number)) for number in missing)
+        extracted = 0
+        with Progress(images=total, shards=len(missing), say=say) as progress:
+            while True:
+                extracted += _extract_unclaimed(planned, writer, mine, policy, progress, stop)
+                policy.check(writer)
+                unfinished = set(writer.missing)
+                if not unfinished.intersection(mine):
+                    break
+                progress.wait(writer.others())
+                _sleep(POLL, stop, writer)
+        if not unfinished:
+            writer.finish()
+        return Extraction(
+            len(planned.images), extracted, len(writer.rejected), len(unfinished), time.monotonic() - started
+        )
 
-    allowed = max(TOLERATED, int(max_rejected_fraction * len(images))) if max_rejected_fraction > 0 else 0
-    wanted = sum(len(writer.rows(number)) for number in missing)
+
+def _extract_unclaimed(
+    planned: Plan,
+    writer: StoreWriter,
+    mine: Sequence[int],
+    policy: _RejectionPolicy,
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> int:
+    """Write shards until nobody else has left any, and give back how many images they hold."""
+    images, backbone, _ = planned
+    extracted = 0
     parts: list[_Encoded] = []
-    batches = plan_batches(images, writer, backbone.settings.batch_size)
+    batches = _claimed_batches(images, writer, mine, backbone.settings.batch_size)
     decoded = decoded_batches(batches, backbone.preparation, workers=backbone.settings.workers)
     encoded = _encoded(decoded, backbone)
-    with closing(decoded), closing(encoded), Progress(total=wanted, shards=len(missing), say=say) as progress:
+    with closing(decoded), closing(encoded):
         for part in encoded:
-            if stop():
-                raise Interrupted(
-                    f"{manifest.shards - len(writer.missing)}/{manifest.shards} shards of {output} are done. "
-                    "The same command goes on"
-                )
+            _stop_here(stop, writer)
             parts.append(part)
+            policy.count(part.ids, part.rejected)
             progress.images_done(len(part.ids) + len(part.rejected), rejected=len(part.rejected))
             if part.last_of_shard:
                 _write(writer, parts)
                 parts = []
-                progress.shard_done()
-                _refuse_too_many_rejected(writer, allowed)
-    _refuse_too_many_rejected(writer, allowed)
-    writer.finish()
-    return Extraction(len(images), wanted, len(writer.rejected), time.monotonic() - started)
+                extracted += len(writer.rows(part.shard))
+                progress.shards_left(writer.missing, writer.rows)
+                policy.check(writer)
+    return extracted
 
 
-class Progress:
-    """Images per second, time left and rejected images: a bar on a terminal, else a line for each shard."""
-
-    def __init__(self, *, total: int, shards: int, say: Callable[[str], None]) -> None:
-        self._total, self._shards, self._say = total, shards, say
-        self._images_done = self._shards_done = self._rejected = 0
-        self._started = time.monotonic()
-        on_terminal = sys.stderr.isatty() and total > 0
-        self._bar = tqdm(total=total, unit=" images", file=sys.stderr, disable=not on_terminal)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-
-    def images_done(self, images: int, *, rejected: int) -> None:
-        """Count a batch, and the rejected images in it."""
-        self._images_done += images
-        self._rejected += rejected
-        self._bar.set_postfix_str(f"{self._rejected} rejected", refresh=False)
-        self._bar.update(images)
-
-    def shard_done(self) -> None:
-        """Count a shard that is safely on disk."""
-        self._shards_done += 1
-        if self._bar.disable:
-            rate = self._images_done / max(time.monotonic() - self._started, 1e-9)
-            left = tqdm.format_interval((self._total - self._images_done) / rate)
-            self._say(
-                f"{self._images_done:,}/{self._total:,} images, {self._shards_done}/{self._shards} shards, "
-                f"{rate:,.0f} images/s, {left} left, {self._rejected} rejected"
-            )
+def _claimed_batches(
+    images: Sequence[ImageFile], writer: StoreWriter, mine: Sequence[int], batch_size: int
+) -> Iterator[Batch]:
+    """The batches of one shard after the other; a shard is claimed when its first batch is asked for."""
+    while (number := writer.claim(mine)) is not None:
+        rows = writer.rows(number)
+        yield from shard_batches(number, images[rows.start : rows.stop], batch_size)
 
 
 class _Encoded(NamedTuple):
@@ -181,14 +232,16 @@ class _Encoded(NamedTuple):
 
 
 def _encoded(decoded: Iterable[DecodedBatch], backbone: Backbone) -> Generator[_Encoded, None, None]:
-    """The batches in their order, encoded several at a time on a CPU.
+    """The batches in their order, encoded several at a time.
 
-    There, batches beside each other take less time than threads that share a batch and wait for each other at every
+    On a CPU, batches beside each other take less time than threads that share a batch and wait for each other at every
     operation: five times less on cores that have other work too.
     """
     threads = torch.get_num_threads()
-    lanes = min(threads, MOST_LANES) if backbone.device.type == "cpu" else 1
-    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads // lanes,)) as pool:
+    on_cpu = backbone.device.type == "cpu"
+    lanes = min(threads, MOST_LANES) if on_cpu else GPU_LANES
+    share = max(1, threads // lanes)
+    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(share,)) as pool:
         try:
             under_way: deque[Future[_Encoded]] = deque()
             for batch in decoded:
@@ -227,15 +280,68 @@ def _write(writer: StoreWriter, parts: Sequence[_Encoded]) -> None:
     writer.write(parts[0].shard, ids, images, rejected)
 
 
-def _refuse_too_many_rejected(writer: StoreWriter, allowed: int) -> None:
-    rejected = writer.rejected
-    if len(rejected) > min(allowed, writer.manifest.images - 1):
-        first = "; ".join(entry.reason for entry in rejected[:3])
-        raise InputDataError(
-            f"{len(rejected)} of {writer.manifest.images:,} images cannot be used; at most {allowed} may be so, and "
-            f"not all. The first: {first}. All are listed in {writer.list_rejected()}. Mend or remove them and extract "
-            "into a new folder, or run the same command with a higher --max-rejected-fraction"
+class _RejectionPolicy:
+    """How many unusable images a run bears."""
+
+    def __init__(self, images: int, fraction: float) -> None:
+        self._images, self._fraction = images, fraction
+        self._allowed = max(TOLERATED, int(fraction * images)) if fraction > 0 else 0
+        self._in_a_row: list[Rejected] = []
+
+    def count(self, ids: Sequence[str], rejected: Sequence[Rejected]) -> None:
+        """Take note of a batch.
+
+        Raises:
+            InputDataError: the last batches held no usable image, and too many others.
+        """
+        self._in_a_row = [*self._in_a_row, *rejected] if not ids else []
+        if len(self._in_a_row) >= IN_A_ROW and self._fraction < 1:
+            raise InputDataError(
+                f"{len(self._in_a_row)} images in a row cannot be used, as when a disk is gone: "
+                f"{_first(self._in_a_row)}. Their shard was not written: see that the files are there and run the same "
+                "command again; --max-rejected-fraction 1 goes on all the same"
+            )
+
+    def check(self, writer: StoreWriter) -> None:
+        """Look at all finished shards.
+
+        Raises:
+            InputDataError: too many of their images are unusable, or all.
+        """
+        rejected = writer.rejected
+        if len(rejected) > min(self._allowed, self._images - 1):
+            raise InputDataError(
+                f"{len(rejected)} of {self._images:,} images cannot be used; at most {self._allowed} may be so, and "
+                f"not all. The first: {_first(rejected)}. All are listed in {writer.list_rejected()}. Mend them and "
+                "run the same command with --retry-rejected, remove them and extract into a new folder, or give a "
+                "higher --max-rejected-fraction"
+            )
+
+
+def _first(rejected: Sequence[Rejected]) -> str:
+    return "; ".join(entry.reason for entry in rejected[:3])
+
+
+def _sleep(seconds: float, stop: Callable[[], bool], writer: StoreWriter) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        _stop_here(stop, writer)
+        time.sleep(0.05)
+
+
+def _stop_here(stop: Callable[[], bool], writer: StoreWriter) -> None:
+    if stop():
+        shards = writer.manifest.shards
+        raise Interrupted(
+            f"{shards - len(writer.missing)}/{shards} shards of {writer.path} are done. The same command goes on"
         )
+
+
+def _device() -> torch.device:
+    """The GPU of this process among those of its machine, where there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def _refuse_full_disk(output: Path, needed: int) -> None:

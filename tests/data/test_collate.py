@@ -17,6 +17,7 @@ def item(name: str, text_length: int, target_length: int = 2, images: int = 1) -
         text_ids=np.arange(3, 3 + text_length, dtype=np.int32),
         visual_tokens=np.full((images, 4, 6), text_length / 3, dtype=np.float16),
         boxes=np.full((images, 4, 4), text_length / 32, dtype=np.float32),
+        visual_mask=np.arange(images * 4).reshape(images, 4) < text_length,
         target_ids=np.arange(5, 5 + target_length, dtype=np.int32),
         target_weight=text_length / 7,
         answer_scores=np.full(3, text_length / 9, dtype=np.float32),
@@ -55,11 +56,18 @@ def test_features_weights_and_answer_scores_reach_the_batch_as_float32() -> None
     assert batch.visual_tokens.dtype == batch.boxes.dtype == batch.target_weights.dtype == torch.float32
     assert batch.visual_tokens[:, 0, 0, 0].tolist() == [float(np.float16(1 / 3)), float(np.float16(2 / 3))]
     assert batch.boxes[:, 1, 3, 3].tolist() == [1 / 32, 2 / 32]
-    assert batch.visual_mask.shape == (2, 2, 4)
-    assert batch.visual_mask.all()
+    assert batch.visual_mask.tolist() == [
+        [[True, False, False, False], [False] * 4],
+        [[True] * 2 + [False] * 2, [False] * 4],
+    ]
     assert batch.target_weights.tolist() == pytest.approx([1 / 7, 2 / 7])
     assert batch.answer_scores.dtype == torch.float32
     assert batch.answer_scores.tolist() == [pytest.approx([1 / 9] * 3), pytest.approx([2 / 9] * 3)]
+
+
+def test_features_of_a_store_of_float32_keep_all_their_bits() -> None:
+    exact = item("a", 1)._replace(visual_tokens=np.full((1, 4, 6), 1 / 3, dtype=np.float32))
+    assert collated(exact).visual_tokens.unique().tolist() == [float(np.float32(1 / 3))]
 
 
 def test_no_images_give_empty_visual_tokens() -> None:

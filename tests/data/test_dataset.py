@@ -29,6 +29,7 @@ def test_an_item_holds_the_example_and_the_features_of_its_image(make_dataset: M
     assert (item.visual_tokens == 8).all()
     assert item.boxes.shape == (1, 4, 4)
     assert (item.boxes == 0.5).all()
+    assert item.visual_mask.tolist() == [[True] * 4]
     assert np.array_equal(item.target_ids, dataset.tokens.targets.row(17))
     assert item.target_weight == 0.3
 
@@ -37,15 +38,18 @@ def test_several_images_keep_their_order(make_dataset: Make) -> None:
     item = make_dataset(5, images=2).item(4)
     assert item.visual_tokens[:, 0, 0].tolist() == [4, 5]
     assert item.boxes.shape == (2, 4, 4)
+    assert item.visual_mask.shape == (2, 4)
 
 
 def test_examples_without_images_have_no_visual_tokens(make_dataset: Make) -> None:
     dataset = make_dataset(3, images=0)
     assert dataset.item(0).visual_tokens.shape == (0, 4, 6)
     assert dataset.item(0).boxes.shape == (0, 4, 4)
+    assert dataset.item(0).visual_mask.shape == (0, 4)
     without_store = ExampleDataset(dataset.examples, dataset.tokens, None, task="toy").item(0)
     assert without_store.visual_tokens.shape == (0, 0, 0)
     assert without_store.boxes.shape == (0, 0, 4)
+    assert without_store.visual_mask.shape == (0, 0)
 
 
 def test_no_target_is_the_end_token_with_weight_zero(make_dataset: Make) -> None:
