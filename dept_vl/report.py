@@ -13,6 +13,7 @@ from feature_extraction.errors import InputDataError, UsageError
 
 if TYPE_CHECKING:
     from dept_vl.types import Example, Prediction
+    from feature_extraction.images import ImageFile
 
 EXAMPLES = "  python -m dept_vl.report --run runs/dept --split test --images data/images"
 
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--task", metavar="TASK", help="which of the run's tasks, if it has several")
     parser.add_argument("--split", required=True, metavar="SPLIT", help="a split that dept_vl.evaluate has answered")
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder or .txt list of the images, if there are any"
+        "--images", type=Path, metavar="DIR", help="the source of the images, if there are any, as for dept_vl.extract"
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="the data set, if it has moved since the training")
     parser.add_argument(
@@ -88,7 +89,7 @@ def report_run(
         examples=loaded.read(data or Path(record["data"][name]), split),
         predictions=loaded.read_submission(evaluation / loaded.submission_name(split)),
         per_example={} if loaded.graded else per_example,
-        image_paths={image.image_id: image.path for image in list_images(images)} if images else {},
+        image_files={image.image_id: image for image in list_images(images)} if images else {},
         title=f"{name} {split}{score} ({settings.method.name} on {settings.backbone.name})",
         metric=metric,
         task=name,
@@ -103,7 +104,7 @@ def write_report(
     examples: Sequence[Example],
     predictions: Sequence[Prediction],
     per_example: Mapping[str, float],
-    image_paths: Mapping[str, Path],
+    image_files: Mapping[str, ImageFile],
     title: str,
     metric: str = "accuracy",
     task: str | None = None,
@@ -111,11 +112,11 @@ def write_report(
     """Draw the losses and validation scores of a log, and some right and some wrong answers, into one picture.
 
     Equal input gives an equal picture: the answers are drawn at random, but always the same. ``per_example`` holds
-    scores of 0 to 1, or nothing if answers are neither right nor wrong; ``image_paths`` maps image ids to files;
+    scores of 0 to 1, or nothing if answers are neither right nor wrong; ``image_files`` maps image ids to files;
     ``metric`` names the validation score, of ``task`` where the log is of several.
 
     Raises:
-        InputDataError: no example has all its images in ``image_paths``.
+        InputDataError: no example has all its images in ``image_files``.
         UsageError: matplotlib is not installed.
     """
     try:
@@ -127,7 +128,7 @@ def write_report(
     from dept_vl.training.loss_log import read_log
     from feature_extraction.durable import write_durably
 
-    right, wrong = _draw(examples, per_example, image_paths)
+    right, wrong = _draw(examples, per_example, image_files)
     answers = dict(predictions)
     shown = [
         Answer(
@@ -135,7 +136,7 @@ def write_report(
             answer=answers.get(example.example_id, ""),
             references=example.references,
             right=_is_right(example, per_example) if example.example_id in per_example else None,
-            pictures=tuple(image_paths[image_id] for image_id in example.image_ids),
+            pictures=tuple(image_files[image_id] for image_id in example.image_ids),
         )
         for example in (*right, *wrong)
     ]
@@ -153,16 +154,16 @@ def write_report(
 
 
 def _draw(
-    examples: Sequence[Example], per_example: Mapping[str, float], image_paths: Mapping[str, Path]
+    examples: Sequence[Example], per_example: Mapping[str, float], image_files: Mapping[str, ImageFile]
 ) -> tuple[list[Example], list[Example]]:
     """Some right and some wrong answers, as many of each where there are enough, and of different images."""
     import numpy as np
 
-    drawable = [example for example in examples if all(image_id in image_paths for image_id in example.image_ids)]
+    drawable = [example for example in examples if all(image_id in image_files for image_id in example.image_ids)]
     if examples and not drawable:
-        missing = next(image_id for image_id in examples[0].image_ids if image_id not in image_paths)
+        missing = next(image_id for image_id in examples[0].image_ids if image_id not in image_files)
         raise InputDataError(
-            f"None of the {len(examples):,} examples has its images among the {len(image_paths):,} images given; the "
+            f"None of the {len(examples):,} examples has its images among the {len(image_files):,} images given; the "
             f"first misses {missing!r}. Give those that the features were extracted from: --images DIR"
         )
     drawable.sort(key=lambda example: example.example_id)

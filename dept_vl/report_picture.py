@@ -6,7 +6,6 @@ import io
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from feature_extraction.images import ImageRejected, decode_image
+from feature_extraction.images import ImageFile, ImageRejected, decode_image
 
 BLUE, GREEN, RED, GREY, PALE, BLACK = "#2f5d8a", "#1f7a3d", "#b3261e", "#666666", "#dddddd", "#000000"
 WIDTH, MARGIN, DPI = 13.0, 0.4, 100
@@ -34,7 +33,7 @@ class Answer(NamedTuple):
     answer: str
     references: tuple[str, ...]
     right: bool | None  # None: not scored
-    pictures: tuple[Path, ...]
+    pictures: tuple[ImageFile, ...]
 
 
 class Line(NamedTuple):
@@ -103,7 +102,7 @@ def _draw_curve(figure: Figure, left: float, name: str, points: Sequence[tuple[i
 
 
 def _draw_pictures(figure: Figure, left: float, top: float, answer: Answer) -> None:
-    for place, path in enumerate(answer.pictures):
+    for place, picture in enumerate(answer.pictures):
         width = COLUMN_WIDTH / len(answer.pictures)
         axes = _place(figure, left + place * width, top, width - 0.08, PICTURE_HEIGHT)
         axes.set(xticks=[], yticks=[])
@@ -111,7 +110,7 @@ def _draw_pictures(figure: Figure, left: float, top: float, answer: Answer) -> N
         for spine in axes.spines.values():
             spine.set(color=_colour(answer), linewidth=2.5)
         try:
-            axes.imshow(decode_image(path))
+            axes.imshow(decode_image(picture))
         except ImageRejected as error:
             lines = _fit(str(error), width - 0.3, 10, 8)
             _write(figure, left + place * width + 0.1, top + 0.1, lines, 8)

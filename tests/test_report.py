@@ -20,6 +20,7 @@ from dept_vl.report_picture import Answer
 from dept_vl.tasks.task import load_task
 from dept_vl.types import Example, Prediction
 from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.images import ImageFile
 
 TOY_DATA = Path(__file__).parent / "toy_data" / "vqa"
 
@@ -35,18 +36,18 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def image_paths(tmp_path: Path) -> dict[str, Path]:
-    paths = {f"image{number}": tmp_path / f"{number}.png" for number in range(12)}
-    for number, path in enumerate(paths.values()):
-        Image.new("RGB", (30 + 9 * number, 40), (20 * number, 90, 200)).save(path)
-    return paths
+def image_files(tmp_path: Path) -> dict[str, ImageFile]:
+    files = [ImageFile(f"image{number}", tmp_path / f"{number}.png") for number in range(12)]
+    for number, file in enumerate(files):
+        Image.new("RGB", (30 + 9 * number, 40), (20 * number, 90, 200)).save(file.path)
+    return {file.image_id: file for file in files}
 
 
 def example(number: int, text: str = "what is it?", *, images: tuple[str, ...] | None = None) -> Example:
     return Example(f"q{number}", text, images if images is not None else (f"image{number % 12}",), ("red",) * 10)
 
 
-def arguments(log: Path, image_paths: dict[str, Path], count: int = 24) -> dict[str, Any]:
+def arguments(log: Path, image_files: dict[str, ImageFile], count: int = 24) -> dict[str, Any]:
     """A third of the answers is wrong."""
     examples = [example(number) for number in range(count)]
     return {
@@ -54,7 +55,7 @@ def arguments(log: Path, image_paths: dict[str, Path], count: int = 24) -> dict[
         "examples": examples,
         "predictions": [Prediction(one.example_id, "red") for one in examples],
         "per_example": {one.example_id: float(number % 3 > 0) for number, one in enumerate(examples)},
-        "image_paths": image_paths,
+        "image_files": image_files,
         "title": "vqa test",
     }
 
@@ -74,51 +75,56 @@ def drawn(monkeypatch: pytest.MonkeyPatch, path: Path, **changes: Any) -> dict[s
 
 class TestChoice:
     def test_half_of_the_answers_are_right_and_half_wrong_all_on_different_images(
-        self, log: Path, image_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, log: Path, image_files: dict[str, ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        given = drawn(monkeypatch, tmp_path / "report.png", **arguments(log, image_paths))
+        given = drawn(monkeypatch, tmp_path / "report.png", **arguments(log, image_files))
         assert [answer.right for answer in given["answers"]] == [True] * 4 + [False] * 4
         assert len({answer.pictures for answer in given["answers"]}) == 8
         assert given["heading"] == "4 of the 16 right answers and 4 of the 8 wrong ones, drawn at random"
 
     @pytest.mark.parametrize("score", [0.0, 0.3, 0.6, 1.0])
     def test_answers_all_of_one_kind_fill_the_picture(
-        self, log: Path, image_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: float
+        self,
+        log: Path,
+        image_files: dict[str, ImageFile],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        score: float,
     ) -> None:
-        given = arguments(log, image_paths)
+        given = arguments(log, image_files)
         given["per_example"] = dict.fromkeys(given["per_example"], score)
         answers = drawn(monkeypatch, tmp_path / "report.png", **given)["answers"]
         assert [answer.right for answer in answers] == [score >= 0.5] * 8
 
     def test_the_order_of_the_examples_does_not_matter(
-        self, log: Path, image_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, log: Path, image_files: dict[str, ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        given = arguments(log, image_paths)
+        given = arguments(log, image_files)
         first = drawn(monkeypatch, tmp_path / "report.png", **given)["answers"]
         random.Random(1).shuffle(given["examples"])
         assert drawn(monkeypatch, tmp_path / "report.png", **given)["answers"] == first
 
     def test_few_examples_are_all_shown_with_their_answers(
-        self, log: Path, image_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, log: Path, image_files: dict[str, ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        given = arguments(log, image_paths, count=3)
+        given = arguments(log, image_files, count=3)
         given["predictions"] = given["predictions"][:1]
         answers = drawn(monkeypatch, tmp_path / "report.png", **given)["answers"]
         assert sorted(answer.answer for answer in answers) == ["", "", "red"]
 
     def test_without_scores_answers_are_neither_right_nor_wrong(
-        self, log: Path, image_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, log: Path, image_files: dict[str, ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        given = drawn(monkeypatch, tmp_path / "report.png", **{**arguments(log, image_paths), "per_example": {}})
+        given = drawn(monkeypatch, tmp_path / "report.png", **{**arguments(log, image_files), "per_example": {}})
         assert {answer.right for answer in given["answers"]} == {None}
         assert given["heading"] == "8 of 24 answers, drawn at random"
 
     def test_examples_whose_images_are_not_there_are_passed_over(
-        self, log: Path, image_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, log: Path, image_files: dict[str, ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        some = {"image3": image_paths["image3"]}
+        some = {"image3": image_files["image3"]}
         answers = drawn(monkeypatch, tmp_path / "report.png", **arguments(log, some))["answers"]
-        assert {answer.pictures for answer in answers} == {(image_paths["image3"],)}
+        assert {answer.pictures for answer in answers} == {(image_files["image3"],)}
 
     def test_none_of_the_images_is_an_error(self, log: Path, tmp_path: Path) -> None:
         with pytest.raises(InputDataError) as caught:
@@ -130,19 +136,21 @@ class TestChoice:
 
 
 class TestPicture:
-    def test_equal_input_gives_equal_bytes(self, log: Path, image_paths: dict[str, Path], tmp_path: Path) -> None:
+    def test_equal_input_gives_equal_bytes(self, log: Path, image_files: dict[str, ImageFile], tmp_path: Path) -> None:
         for name in ("a.png", "new/b.png"):
-            write_report(tmp_path / name, **arguments(log, image_paths))
+            write_report(tmp_path / name, **arguments(log, image_files))
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "new" / "b.png").read_bytes()
         with Image.open(tmp_path / "a.png") as picture:
             assert picture.format == "PNG"
             assert picture.width == 1300
             assert len(set(picture.convert("L").tobytes())) > 50
 
-    def test_right_is_green_and_wrong_is_red(self, log: Path, image_paths: dict[str, Path], tmp_path: Path) -> None:
+    def test_right_is_green_and_wrong_is_red(
+        self, log: Path, image_files: dict[str, ImageFile], tmp_path: Path
+    ) -> None:
         found = {}
         for score in (0.0, 1.0):
-            given = arguments(log, image_paths, count=1)
+            given = arguments(log, image_files, count=1)
             write_report(tmp_path / "report.png", **{**given, "per_example": {"q0": score}})
             with Image.open(tmp_path / "report.png") as picture:
                 pixels = np.asarray(picture.convert("RGB"))
@@ -153,8 +161,10 @@ class TestPicture:
         assert found == {0.0: [False, True], 1.0: [True, False]}
 
     @pytest.mark.parametrize("text", ["$5 or $6?", "\\frac{1}{", "这是什么 😀", "", "\u202eabc\n\tdef", "w" * 500])
-    def test_any_text_can_be_drawn(self, log: Path, image_paths: dict[str, Path], tmp_path: Path, text: str) -> None:
-        given = arguments(log, image_paths, count=1)
+    def test_any_text_can_be_drawn(
+        self, log: Path, image_files: dict[str, ImageFile], tmp_path: Path, text: str
+    ) -> None:
+        given = arguments(log, image_files, count=1)
         given["examples"] = [Example("q0", text, ("image0",), (text,))]
         write_report(tmp_path / "report.png", **{**given, "predictions": [Prediction("q0", text)], "title": text})
         assert (tmp_path / "report.png").stat().st_size > 0
@@ -174,18 +184,18 @@ class TestPicture:
         assert lines[-1].endswith(" …") == (joined != text.replace(" ", ""))
 
     def test_an_empty_log_an_unreadable_image_and_two_images_are_drawn(
-        self, image_paths: dict[str, Path], tmp_path: Path
+        self, image_files: dict[str, ImageFile], tmp_path: Path
     ) -> None:
-        image_paths["image0"].write_bytes(b"no image")
-        given = arguments(tmp_path / "absent.jsonl", image_paths, count=1)
+        image_files["image0"].path.write_bytes(b"no image")
+        given = arguments(tmp_path / "absent.jsonl", image_files, count=1)
         given["examples"] = [example(0, images=("image0", "image1"))]
         write_report(tmp_path / "report.png", **given)
         assert (tmp_path / "report.png").stat().st_size > 0
 
     def test_texts_alone_take_less_room_than_pictures(
-        self, log: Path, image_paths: dict[str, Path], tmp_path: Path
+        self, log: Path, image_files: dict[str, ImageFile], tmp_path: Path
     ) -> None:
-        given = arguments(log, image_paths, count=1)
+        given = arguments(log, image_files, count=1)
         heights = []
         for images in (("image0",), ()):
             write_report(tmp_path / "report.png", **{**given, "examples": [example(0, images=images)]})
