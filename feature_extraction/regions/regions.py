@@ -7,6 +7,7 @@ for each the mean of the backbone's feature map inside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +18,7 @@ from torchvision.ops import nms, roi_align
 
 from feature_extraction.inputs import Inputs
 from feature_extraction.preprocessing import Transform
+from feature_extraction.settings import ExtractionSettings
 
 ROI_CELLS, ROI_SAMPLES = 7, 2  # RoIAlign: 7 x 7 cells of 2 x 2 samples each, averaged
 
@@ -27,6 +29,20 @@ class Candidates(NamedTuple):
     boxes: Float32[np.ndarray, "found 4"]
     scores: Float32[np.ndarray, " found"] | None  # None: the boxes stand in the order of their worth
     class_ids: Int64[np.ndarray, " found"] | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of the boxes that were found are kept."""
+
+    count: int  # at most
+    overlap: float  # 0 to 1; of two boxes with more intersection over union, the better scored stays
+    min_score: float  # 0 to 1
+
+    @classmethod
+    def of(cls, settings: ExtractionSettings) -> Choice:
+        """The choice of the settings."""
+        return cls(settings.region_count, settings.region_overlap, settings.region_min_score)
 
 
 class Regions(NamedTuple):
@@ -56,22 +72,22 @@ class RegionSource(Protocol):
         """Everything that the boxes depend on, as JSON values."""
 
 
-def choose(found: Candidates, *, count: int, overlap: float, min_score: float) -> Candidates:
-    """The best ``count`` boxes: empty ones and low scores dropped, then of overlapping ones the better scored kept.
+def choose(found: Candidates, choice: Choice) -> Candidates:
+    """The best boxes: empty ones and low scores dropped, then of overlapping ones the better scored kept.
 
-    Boxes without scores keep their order, and overlapping ones stay.
+    Boxes are cut at the edges of the image. Those without scores keep their order, and overlapping ones stay.
     """
     boxes = np.clip(found.boxes, 0, 1)
     good = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    if found.scores is not None:
-        rows = np.flatnonzero(good & (found.scores >= min_score))
+    if found.scores is None:
+        rows = np.flatnonzero(good)
+    else:
+        rows = np.flatnonzero(good & (found.scores >= choice.min_score))
         # Sorted first: of equal scores the earlier box wins, on every device.
         rows = rows[np.argsort(-found.scores[rows], kind="stable")]
-        descending = torch.arange(len(rows), 0, -1, dtype=torch.float32)
-        rows = rows[nms(torch.from_numpy(boxes[rows]), descending, overlap).numpy()]
-    else:
-        rows = np.flatnonzero(good)
-    rows = rows[:count]
+        ranks = torch.arange(len(rows), 0, -1, dtype=torch.float32)
+        rows = rows[nms(torch.from_numpy(boxes[rows]), ranks, choice.overlap).numpy()]
+    rows = rows[: choice.count]
     return Candidates(
         boxes[rows],
         None if found.scores is None else found.scores[rows],
@@ -101,13 +117,17 @@ def padded(chosen: Sequence[Candidates], count: int) -> Regions:
 
 def region_features(
     feature_map: Float[Tensor, "B D rows columns"], boxes: Float[Tensor, "B V 4"]
-) -> Float[Tensor, "B V D"]:
-    """The mean of the feature map inside each box, by RoIAlign; boxes are fractions of the map's width and height."""
+) -> Float32[Tensor, "B V D"]:
+    """The mean of the feature map inside each box, by RoIAlign; boxes are fractions of the map's width and height.
+
+    Boxes without an area, as those beyond an image's last region, give zeros.
+    """
     batch, count, _ = boxes.shape
     rows, columns = feature_map.shape[2:]
+    # In full precision: half of it would move the boxes by hundredths of a cell.
+    boxes = boxes.float()
     scaled = boxes * boxes.new_tensor([columns, rows, columns, rows])
-    cells = roi_align(
-        feature_map, list(scaled.to(feature_map.dtype)), ROI_CELLS, sampling_ratio=ROI_SAMPLES, aligned=True
-    )
+    cells = roi_align(feature_map.float(), list(scaled), ROI_CELLS, sampling_ratio=ROI_SAMPLES, aligned=True)
     means: Tensor = cells.mean(dim=(2, 3)).reshape(batch, count, -1)
-    return means
+    filled = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+    return means * filled[..., None]
