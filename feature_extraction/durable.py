@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from feature_extraction.errors import DiskFullError
@@ -16,20 +17,27 @@ from feature_extraction.errors import DiskFullError
 PARTIAL_SUFFIX = ".partial"  # anything that ends so is left from a stopped process and may be deleted
 
 
-def write_durably(path: Path, data: bytes) -> str:
+def write_durably(path: Path, data: bytes, *, writer: str = "") -> str:
     """Write ``data`` to ``path``, replacing it in one step, and return the SHA-256 of the data as hexadecimal text.
+
+    Args:
+        path: the file.
+        data: its contents.
+        writer: a part of the temporary name, of its own for each of several processes that may write the same file.
 
     Raises:
         DiskFullError: no space or quota is left; the former content of ``path`` is untouched.
     """
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = path.with_name(f"{path.name}.{writer}{PARTIAL_SUFFIX}" if writer else f"{path.name}{PARTIAL_SUFFIX}")
     try:
         _write_and_sync(partial, data, os.O_TRUNC)
+        os.replace(partial, path)
+        sync_directory(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise _explained(error, path, len(data)) from error
-    os.replace(partial, path)
-    sync_directory(path.parent)
+        with suppress(OSError):
+            os.unlink(partial)
+        _explain_full_disk(error, path, len(data))
+        raise
     return hashlib.sha256(data).hexdigest()
 
 
@@ -45,7 +53,48 @@ def append_durably(path: Path, data: bytes) -> None:
     except OSError as error:
         if path.exists():
             os.truncate(path, length)
-        raise _explained(error, path, len(data)) from error
+        _explain_full_disk(error, path, len(data))
+        raise
+
+
+def create_exclusively(path: Path, data: bytes) -> bool:
+    """Create a file, unless there is one of this name; whether this call did it.
+
+    Of several processes one creates it, also of several machines on a network file system. Others may see the file
+    before its contents, and a stopped process may leave a first part of them.
+
+    Raises:
+        DiskFullError: no space or quota is left; there is no file.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        _explain_full_disk(error, path, len(data))
+        raise
+    try:
+        _write_and_close(descriptor, data)
+    except OSError as error:
+        remove(path)
+        _explain_full_disk(error, path, len(data))
+        raise
+    return True
+
+
+def rename(path: Path, target: Path) -> bool:
+    """Give a file another name; whether it was still there."""
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove(path: Path) -> None:
+    """Delete a file, unless it is gone already."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def commit_directory(partial: Path, final: Path) -> None:
@@ -71,7 +120,10 @@ def sha256_of_file(path: Path) -> str:
 
 
 def _write_and_sync(path: Path, data: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o644)
+    _write_and_close(os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o644), data)
+
+
+def _write_and_close(descriptor: int, data: bytes) -> None:
     try:
         rest = memoryview(data)
         while rest:
@@ -81,11 +133,10 @@ def _write_and_sync(path: Path, data: bytes, mode: int) -> None:
         os.close(descriptor)
 
 
-def _explained(error: OSError, path: Path, size: int) -> OSError:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    return DiskFullError(
-        error.errno,
-        f"Disk full writing {path} ({size:,} bytes needed). Nothing written before is lost: "
-        "free some space and run the same command again",
-    )
+def _explain_full_disk(error: OSError, path: Path, size: int) -> None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise DiskFullError(
+            error.errno,
+            f"Disk full writing {path} ({size:,} bytes needed). Nothing written before is lost: "
+            "free some space and run the same command again",
+        ) from error

@@ -8,25 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from feature_extraction.durable import sha256_of_file
-from feature_extraction.errors import DamagedError, InputDataError
+from feature_extraction.errors import InputDataError
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.store_layout import (
-    INDEX,
-    MANIFEST,
+    Fault,
     Manifest,
     Rejected,
     Shard,
     StoredImage,
     StoredImages,
-    damaged,
-    digest,
-    has_its_size,
-    map_shard,
+    other_images,
     read_index,
     read_manifest,
+    same_images,
     shard_name,
+    unfinished,
 )
+from feature_extraction.store_records import FinishedShards
+from feature_extraction.store_shards import map_shard, shard_fault, size_fault
 
 __all__ = ["FeatureStore", "Rejected", "StoredImage"]
 
@@ -58,26 +57,14 @@ class FeatureStore:
         """
         path = Path(path)
         manifest = read_manifest(path)
-        finished = read_index(path)
+        index = read_index(path)
         names = [shard_name(number) for number in range(manifest.shards)]
-        missing = [name for name in names if name not in finished]
-        if missing:
-            raise InputDataError(
-                f"The feature store {path} is not finished: {len(names) - len(missing)} of {len(names)} shards are "
-                f"done. To go on, run again: python -m dept_vl.extract --images DIR --output {path}"
-            )
-        shards = [finished[name] for name in names]
-        _check_sizes(path, shards)
-        listed = sorted(
-            image_id
-            for shard in shards
-            for image_id in (*shard.ids, *(rejected.image_id for rejected in shard.rejected))
-        )
-        if digest(listed) != manifest.image_ids_digest:
-            raise DamagedError(
-                f"{path / INDEX} is damaged: expected the {manifest.images:,} image ids of {MANIFEST}, got "
-                f"{len(listed):,} that are not the same. Delete it and extract again into this folder"
-            )
+        if any(name not in index for name in names):
+            raise unfinished(path, len(FinishedShards(path, manifest.shards).read()), manifest.shards)
+        shards = [index[name] for name in names]
+        for shard in shards:
+            _refuse(path, size_fault(path, shard))
+        _refuse(path, None if same_images(manifest, shards) else other_images(manifest))
         return cls(path, manifest, shards)
 
     def read(self, image_id: str) -> StoredImage:
@@ -102,16 +89,13 @@ class FeatureStore:
         return {name: array[row].copy() for name, array in (self._mapped.get(number) or self._map(number)).items()}
 
     def verify(self) -> None:
-        """Read the whole store and compare every shard's SHA-256 with the index.
+        """Read the whole store and compare every shard with the index; ``store_care.check`` finds all faults.
 
         Raises:
             DamagedError: names the first damaged shard, and its repair.
         """
-        _check_sizes(self.path, self._shards)
-        for shard in self._shards:
-            found = sha256_of_file(self.path / shard.file)
-            if found != shard.sha256:
-                raise damaged(self.path / shard.file, f"SHA-256 {shard.sha256}", found)
+        for number, shard in enumerate(self._shards):
+            _refuse(self.path, shard_fault(self.path, self._manifest, number, shard))
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._places
@@ -189,10 +173,6 @@ class FeatureStore:
         )
 
 
-def _check_sizes(path: Path, shards: Sequence[Shard]) -> None:
-    for shard in shards:
-        if not has_its_size(path, shard):
-            file = path / shard.file
-            raise damaged(
-                file, f"{shard.bytes:,} bytes", f"{file.stat().st_size:,}" if file.exists() else "no such file"
-            )
+def _refuse(store: Path, fault: Fault | None) -> None:
+    if fault is not None:
+        raise fault.error(store)

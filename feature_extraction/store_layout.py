@@ -1,14 +1,23 @@
-"""The format of a feature store on disk: its files, their records, and how damage shows.
+"""The format of a feature store on disk: its files and their records.
 
 ::
 
     manifest.json              what is extracted, how, and from which images; written first
     shard-00000.safetensors    features [n V D], boxes [n V 4] and whatever else the manifest's fields name, of n images
-    index.jsonl                a line for each finished shard: image ids, SHA-256, size and rejected images
+    index.jsonl                a line for each shard: image ids, SHA-256, size and rejected images; written at the end
     rejected.jsonl             all rejected images, for the user; written last
 
-A shard counts once its line stands in the index. Whatever else a stopped process leaves is ignored by readers and
-written anew by the next run. Manifest and index lines carry a digest of themselves. This file imports no torch.
+While it is written, a store also has these, which the last step removes:
+
+::
+
+    shard-00000.json           the shard's line of the index; written once the shard's file is safe
+    shard-00000.claim          who is at work on the shard
+    *.partial                  half-written files
+
+No two processes write to the same file. A shard counts once its record, or its line in the index, stands. Whatever else
+a stopped process leaves is ignored by readers and written anew by the next run. Manifest, records and index lines carry
+a digest of themselves. This file imports no torch.
 """
 
 from __future__ import annotations
@@ -16,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +32,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float32
-from safetensors.numpy import save
 
 from feature_extraction.errors import DamagedError, IncompatibleError, InputDataError
 from feature_extraction.settings import ExtractionSettings
@@ -41,16 +48,6 @@ MORE_FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "attribute_ids": ("int64", ("V",)),
     "attribute_scores": ("float32", ("V",)),
 }
-_SAFETENSORS = {"bool": "BOOL", "float16": "F16", "float32": "F32", "int64": "I64"}
-
-
-def more_fields(names: Iterable[str], visual_tokens: int) -> dict[str, Field]:
-    """The fields of these names, of MORE_FIELDS, in a store of so many visual tokens per image."""
-    chosen = {name: MORE_FIELDS[name] for name in sorted(names)}
-    return {
-        name: Field(dtype, tuple(visual_tokens if axis == "V" else int(axis) for axis in shape))
-        for name, (dtype, shape) in chosen.items()
-    }
 
 
 class StoredImage(NamedTuple):
@@ -135,6 +132,15 @@ class Manifest:
         return digest(self.identity)
 
 
+def more_fields(names: Iterable[str], visual_tokens: int) -> dict[str, Field]:
+    """The fields of these names, of MORE_FIELDS, in a store of so many visual tokens per image."""
+    chosen = {name: MORE_FIELDS[name] for name in sorted(names)}
+    return {
+        name: Field(dtype, tuple(visual_tokens if axis == "V" else int(axis) for axis in shape))
+        for name, (dtype, shape) in chosen.items()
+    }
+
+
 def plan(
     image_ids: Sequence[str],
     settings: ExtractionSettings,
@@ -170,6 +176,16 @@ def plan(
 def shard_name(number: int) -> str:
     """The file of a shard."""
     return f"shard-{number:05d}.safetensors"
+
+
+def record_name(number: int) -> str:
+    """The file with the line of the index that a shard will get, in a store that is being written."""
+    return f"shard-{number:05d}.json"
+
+
+def claim_name(number: int) -> str:
+    """The file of the process that is at work on a shard."""
+    return f"shard-{number:05d}.claim"
 
 
 def digest(value: object) -> str:
@@ -223,98 +239,87 @@ def read_manifest(store: Path) -> Manifest:
     return Manifest(**record)
 
 
-def read_index(store: Path, *, tolerant: bool = False) -> dict[str, Shard]:
-    """The finished shards by file. A last line without an end is left from a stopped process, and ignored.
+def read_index(store: Path) -> dict[str, Shard]:
+    """The shards of the index by file; none where there is no index yet.
 
     Raises:
-        DamagedError: another line is not what was written; ``tolerant`` ignores it as well.
+        DamagedError: a line is not what was written.
     """
-    path = store / INDEX
-    shards = {}
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), start=1):
-        record = unseal(line)
-        if record is not None:
-            shards[record["file"]] = Shard.from_record(record)
-        elif line.endswith(b"\n") and not tolerant:
-            raise DamagedError(
-                f"{path} is damaged: expected line {number} to fit its digest, got other contents. To write this "
-                f"shard anew, run the extraction again: python -m dept_vl.extract --images DIR --output {store}"
-            )
+    shards, damaged_lines = parse_index(index_bytes(store))
+    if damaged_lines:
+        raise damaged_line(damaged_lines[0]).error(store)
     return shards
 
 
-def shard_bytes(manifest: Manifest, number: int, ids: Sequence[str], images: StoredImages) -> bytes:
-    """A shard as a safetensors file, which also says what it is, so that it cannot pass for another.
-
-    Raises:
-        ValueError: the arrays are not those of the manifest's fields.
-    """
-    for name, (dtype, shape) in _arrays(manifest, len(ids)).items():
-        found = images.get(name)
-        if found is None or found.dtype != dtype or found.shape != shape:
-            got = "nothing" if found is None else f"{found.dtype} {found.shape}"
-            raise ValueError(f"Field {name!r} of {shard_name(number)} must be {dtype} {shape}, got {got}")
-    arrays = {name: np.ascontiguousarray(images[name]) for name in manifest.fields}
-    # A single key: the order of several would differ from process to process.
-    return save(arrays, metadata={"dept_vl": _label(manifest, number, ids)})
-
-
-def map_shard(path: Path, manifest: Manifest, number: int, ids: Sequence[str]) -> StoredImages:
-    """A shard's arrays, mapped into memory and read when they are used.
-
-    Raises:
-        DamagedError: the file is another shard, or its header is not what was written.
-    """
-    arrays = _arrays(manifest, len(ids))
-    expected = {
-        name: {"dtype": _SAFETENSORS[str(dtype)], "shape": list(shape)} for name, (dtype, shape) in arrays.items()
-    }
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        try:
-            header = json.loads(file.read(length))
-            label = header.pop("__metadata__")
-            places = {name: tuple(entry.pop("data_offsets")) for name, entry in header.items()}
-        except (ValueError, OverflowError, MemoryError, RecursionError, KeyError, AttributeError, TypeError) as error:
-            raise damaged(path, "the header of a shard", f"{type(error).__name__}: {error}") from error
-    if header != expected or label != {"dept_vl": _label(manifest, number, ids)} or not _tile(places, arrays):
-        found = {**header, "__metadata__": label, "data_offsets": places}
-        raise damaged(path, json.dumps(expected), json.dumps(found))
-    data = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)[8 + length :]  # rows of a plain array are faster
-    return {name: data[slice(*places[name])].view(dtype).reshape(shape) for name, (dtype, shape) in arrays.items()}
-
-
-def _arrays(manifest: Manifest, images: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """The type and shape of a shard's arrays."""
-    return {name: (np.dtype(field.dtype), (images, *field.shape)) for name, field in manifest.fields.items()}
-
-
-def _tile(places: Mapping[str, tuple[int, int]], arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> bool:
-    """Whether the arrays lie one after the other, each with the bytes that its type and shape want."""
-    end = 0
-    for name, (start, stop) in sorted(places.items(), key=lambda entry: entry[1]):
-        dtype, shape = arrays[name]
-        if start != end or stop - start != dtype.itemsize * math.prod(shape):
-            return False
-        end = stop
-    return True
-
-
-def has_its_size(store: Path, shard: Shard) -> bool:
-    """Whether the shard's file is there, with as many bytes as were written."""
+def index_bytes(store: Path) -> bytes:
+    """The contents of the index; nothing where there is none yet."""
     try:
-        return (store / shard.file).stat().st_size == shard.bytes
+        return (store / INDEX).read_bytes()
     except FileNotFoundError:
-        return False
+        return b""
 
 
-def damaged(file: Path, expected: str, got: str) -> DamagedError:
-    """The failure for a shard, with its repair."""
-    return DamagedError(
-        f"{file} is damaged: expected {expected}, got {got}. To write it anew, delete this file and run the "
-        f"extraction again: python -m dept_vl.extract --images DIR --output {file.parent}"
+def parse_index(data: bytes) -> tuple[dict[str, Shard], list[int]]:
+    """The shards of an index by file, and the numbers of the lines that are not what was written, from 1."""
+    shards, damaged_lines = {}, []
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        record = unseal(line)
+        if record is None:
+            damaged_lines.append(number)
+        else:
+            shards[record["file"]] = Shard.from_record(record)
+    return shards, damaged_lines
+
+
+def index_lines(shards: Iterable[Shard]) -> bytes:
+    """The contents of the index."""
+    return b"".join(seal(shard.record()) for shard in shards)
+
+
+def rejected_lines(shards: Iterable[Shard]) -> bytes:
+    """The contents of the list of rejected images, one JSON object a line."""
+    return b"".join(json.dumps(entry.record()).encode() + b"\n" for shard in shards for entry in shard.rejected)
+
+
+def same_images(manifest: Manifest, shards: Iterable[Shard]) -> bool:
+    """Whether these shards, and what was rejected from them, are the images of the manifest, each of them once."""
+    listed = [image_id for shard in shards for image_id in (*shard.ids, *(one.image_id for one in shard.rejected))]
+    return digest(sorted(listed)) == manifest.image_ids_digest
+
+
+def contents_digest(manifest: Manifest, shards: Sequence[Shard]) -> str:
+    """SHA-256 over the identity and all shards in their order: equal for equal contents, wherever they came from."""
+    return digest([manifest.identity_digest, [shard.sha256 for shard in shards]])
+
+
+def unfinished(store: Path, done: int, shards: int) -> InputDataError:
+    """The failure for a store that is not ready to be read."""
+    return InputDataError(
+        f"The feature store {store} is not finished: {done} of {shards} shards are done. "
+        f"To go on, run again: python -m dept_vl.extract --images DIR --output {store}"
     )
 
 
-def _label(manifest: Manifest, number: int, ids: Sequence[str]) -> str:
-    return json.dumps({"identity": manifest.identity_digest, "shard": number, "ids": digest(list(ids))})
+class Fault(NamedTuple):
+    """A file of a store that is not what was written."""
+
+    file: str  # in the store's folder
+    expected: str
+    got: str
+
+    def error(self, store: Path) -> DamagedError:
+        """The failure to raise, with its repair."""
+        return DamagedError(
+            f"{store / self.file} is damaged: expected {self.expected}, got {self.got}. "
+            f"To write what is damaged anew, run: python -m dept_vl.extract --repair {store}"
+        )
+
+
+def damaged_line(number: int) -> Fault:
+    """The fault of a line of the index."""
+    return Fault(INDEX, f"line {number} to fit its digest", "other contents")
+
+
+def other_images(manifest: Manifest) -> Fault:
+    """The fault of an index that is not of the manifest's images."""
+    return Fault(INDEX, f"the {manifest.images:,} image ids of {MANIFEST}", "others")
