@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,8 @@ def hugging_face_tower(name: str, settings: ExtractionSettings) -> Tower:
             network, report = _load(name, config, settings)
             # Pillow's processor gives the same numbers on every machine; only its values are used here.
             processor = AutoImageProcessor.from_pretrained(name, backend="pil")  # type: ignore[no-untyped-call]
+            interpolation = Image.Resampling(processor.resample).name.lower()
+            mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     except Exception as error:  # the hub's failures have no common type
         raise InputDataError(
             f"hf/{name} could not be had: {type(error).__name__}: {' '.join(str(error).split())[:500]}. Give the id of "
@@ -43,31 +46,53 @@ def hugging_face_tower(name: str, settings: ExtractionSettings) -> Tower:
             "preprocessor_config.json"
         ) from error
     _refuse_missing(network, report, name, settings)
-    interpolation = Image.Resampling(processor.resample).name.lower()
-    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     transform = Preprocessing(settings.image_size, interpolation, mean, std, settings.resize)
     return Tower(network, _FeatureMaps(network, config, settings), transform)
 
 
 class _FeatureMaps:
-    """The output, or one hidden state, of a network as a map; class and register tokens are dropped."""
+    """The output, or one hidden state, of a network as a map and a class token; register tokens are dropped."""
 
     def __init__(self, network: nn.Module, config: PreTrainedConfig, settings: ExtractionSettings) -> None:
         self._network, self._layer = network, settings.layer
         patch = getattr(config, "patch_size", None)
-        self._patches = (settings.image_size // patch) ** 2 if isinstance(patch, int) else None
+        self._patch = patch if isinstance(patch, int) else None
+        self._side = settings.image_size // patch if isinstance(patch, int) else None
+        self._registers = getattr(config, "num_register_tokens", 0)
         known = inspect.signature(network.forward).parameters
         self._options: dict[str, Any] = {"output_hidden_states": settings.layer is not None}
         if "interpolate_pos_encoding" in known:  # changes nothing at the size the network was trained for
             self._options["interpolate_pos_encoding"] = True
+        self._wants_patches = "spatial_shapes" in known
 
     def __call__(self, images: Float[Tensor, "B 3 size size"]) -> FeatureMaps:
-        output = self._network(images, **self._options)
+        inputs = self._patches(images) if self._wants_patches else {"pixel_values": images}
+        output = self._network(**inputs, **self._options)
         hidden: Tensor = output.last_hidden_state if self._layer is None else self._state(output.hidden_states)
         if hidden.ndim == 4:
             return FeatureMaps(hidden)
-        # The patches come last. A pyramid has fewer tokens than patches, and no others.
-        return FeatureMaps(tokens_as_map(hidden if self._patches is None else hidden[:, -self._patches :]))
+        before = self._before_patches(hidden.shape[1])
+        class_token = hidden[:, 0] if before > self._registers else None
+        return FeatureMaps(tokens_as_map(hidden[:, before:]), class_token)
+
+    def _before_patches(self, tokens: int) -> int:
+        """How many tokens stand before the patches: the class token, then registers."""
+        if self._side is None:  # without patches, as a ConvNeXt; there may be a class token
+            return int(math.isqrt(tokens) ** 2 != tokens)
+        return max(0, tokens - self._side**2)  # a pyramid has fewer tokens than patches, and no others
+
+    def _patches(self, images: Float[Tensor, "B 3 size size"]) -> dict[str, Any]:
+        """The images as SigLIP 2 wants them where it takes images of any shape: as rows of pixels, patch by patch."""
+        side, patch = self._side, self._patch
+        if side is None or patch is None:
+            raise UsageError("The backbone wants patches, but its config.json has no patch_size. Give another one")
+        whole = images[..., : side * patch, : side * patch]
+        cut = whole.reshape(*whole.shape[:2], side, patch, side, patch).permute(0, 2, 4, 3, 5, 1)
+        return {
+            "pixel_values": cut.flatten(1, 2).flatten(2),
+            "pixel_attention_mask": None,
+            "spatial_shapes": torch.full((len(images), 2), side),
+        }
 
     def _state(self, states: tuple[Tensor, ...]) -> Tensor:
         layer = self._layer

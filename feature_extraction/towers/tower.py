@@ -7,18 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
-from feature_extraction.preprocessing import Transform
+from feature_extraction.preprocessing import WHOLE, Transform
 
 
 class FeatureMaps(NamedTuple):
     """What a network makes of images."""
 
     cells: Float[Tensor, "B D rows columns"]
-    class_token: Float[Tensor, "B D"] | None = None
+    class_token: Float[Tensor, "B D"] | None = None  # None: the network has none
+    is_grid: bool = True  # False: these are visual tokens in no grid, [B D V 1]; the tower knows their boxes
+
+
+def boxes_of_whole_images(count: int) -> Float32[np.ndarray, "count 4"]:
+    """Boxes of visual tokens of which nobody knows the place."""
+    return np.full((count, 4), WHOLE, np.float32)
 
 
 class Tower(NamedTuple):
@@ -31,6 +38,7 @@ class Tower(NamedTuple):
     network: nn.Module
     feature_maps: Callable[[Tensor], FeatureMaps]
     transform: Transform
+    boxes: Callable[[int], Float32[np.ndarray, "V 4"]] = boxes_of_whole_images  # of V visual tokens in no grid
 
 
 def tokens_as_map(patches: Float[Tensor, "B patches D"]) -> Float[Tensor, "B D rows columns"]:
