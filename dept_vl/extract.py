@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from tqdm import tqdm
 
 from dept_vl.command_line import Parser, StopSignal, run, say
 from dept_vl.config import layer_names, load_settings
-from feature_extraction.errors import UsageError
+from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.settings import ExtractionSettings
+from feature_extraction.store_layout import read_manifest
 
 if TYPE_CHECKING:
-    from feature_extraction.extract import Extraction, Plan
+    from feature_extraction.extract import Extraction, Part, Plan
 
 EXAMPLES = """\
   python -m dept_vl.extract --images coco/train2014 --output features/train
@@ -98,44 +105,46 @@ def _extract(options: argparse.Namespace) -> None:
     from feature_extraction.extract import Part, plan_extraction
 
     part = Part.named(options.shard) if options.shard else Part.of_launcher()
-    planned = plan_extraction(
-        _source(options.images), settings, image_column=options.image_column, id_column=options.id_column
-    )
+    planned = plan_extraction(_source(options.images), settings, **_columns(options))
     if options.preview and part.index == 0:
         _preview(planned, options.output, options.preview)
     if options.dry_run:
         _say_plan(planned, options.output)
         _say_trial(planned)
-        return
-    _run(planned, options, part)
+    else:
+        _write(planned, options.output, part, options)
 
 
-def _run(planned: Plan, options: argparse.Namespace, part: object) -> None:
+def _write(planned: Plan, store: Path, part: Part, options: argparse.Namespace) -> None:
     """Write the store, and say what came of it; of processes launched together only the first speaks."""
-    from feature_extraction.extract import Part, run_plan
+    from feature_extraction.extract import run_plan
     from feature_extraction.store_care import forget_rejected
 
-    chosen = part if isinstance(part, Part) else Part()
-    speaks = chosen.strict or chosen.index == 0
+    speaks = part.strict or part.index == 0
     if speaks:
-        _say_plan(planned, options.output)
-    if options.retry_rejected:
-        forget_rejected(options.output)
+        _say_plan(planned, store)
+    if options.retry_rejected and part.index == 0 and store.exists():
+        again = forget_rejected(store, planned.manifest)
+        say(f"{len(again)} shards with rejected images are done again")
     with StopSignal() as stop:
         done = run_plan(
             planned,
-            options.output,
-            part=chosen,
+            store,
+            part=part,
             max_rejected_fraction=options.max_rejected_fraction,
             stop=lambda: bool(stop),
             say=say if speaks else lambda line: None,
         )
     if speaks:
-        _say_end(done, options.output)
+        _say_end(done, store)
 
 
 def _source(text: str) -> Path | str:
     return text if text.startswith("datasets:") else Path(text)
+
+
+def _columns(options: argparse.Namespace) -> dict[str, str | None]:
+    return {"image_column": options.image_column, "id_column": options.id_column}
 
 
 def _say_plan(planned: Plan, output: Path) -> None:
@@ -184,30 +193,102 @@ def _preview(planned: Plan, output: Path, count: int) -> None:
 def _verify(store: Path) -> None:
     from feature_extraction.store_care import check
 
-    report = check(store)
+    with _reading() as progress:
+        report = check(store, progress=progress)
     say(f"{store}: {report.summary}")
     report.refuse_faults()
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from feature_extraction.samples import draw_contact_sheet
     from feature_extraction.store_care import describe
 
     for line in describe(options.inspect):
         sys.stdout.write(line + "\n")
-    sheet = options.inspect.with_name(options.inspect.name + ".contact_sheet.png")
-    source = _source(options.images) if options.images else None
-    say(draw_contact_sheet(options.inspect, sheet, source))
+    sys.stdout.flush()
+
+    from feature_extraction.image_sources import list_images
+    from feature_extraction.samples import draw_contact_sheet
+    from feature_extraction.store import FeatureStore
+
+    path = options.inspect.with_name(options.inspect.name + ".contact_sheet.png")
+    try:
+        source = _source_of(options.inspect, options)
+        drawn = draw_contact_sheet(
+            FeatureStore.open(options.inspect), list_images(source.images, **source.columns), path
+        )
+    except (InputDataError, OSError) as error:
+        say(f"No contact sheet is drawn: {error}")
+        return
+    say(f"{drawn} images of it are drawn in {path}" if drawn else f"None of its images can be read in {source.images}")
 
 
 def _repair(options: argparse.Namespace) -> None:
     from feature_extraction.store_care import check, clear_damaged
 
-    report = check(options.repair)
-    if not report.faults:
-        say(f"{options.repair} has no fault: {report.summary}")
+    store = options.repair
+    with _reading() as progress:
+        report = check(store, progress=progress)
+    say(f"{store}: {report.summary}")
+    for fault in report.faults:
+        say(f"  {fault.file}: expected {fault.expected}, got {fault.got}")
+    if not report.faults and not options.retry_rejected and report.finished == report.shards:
         return
-    raise UsageError(str(clear_damaged))
+
+    from feature_extraction.extract import Part, plan_extraction
+    from feature_extraction.store_writer import refuse_another_store
+
+    source = _source_of(store, options)
+    planned = plan_extraction(source.images, _settings_of(store, options.settings), **source.columns)
+    refuse_another_store(store, planned.manifest)  # before anything is removed
+    if report.faults:
+        clear_damaged(store, [fault.file for fault in report.faults])
+    _write(planned, store, Part(), options)
+
+
+class _Source(NamedTuple):
+    """Where a store's images are."""
+
+    images: Path | str
+    columns: dict[str, str | None]
+
+
+def _source_of(store: Path, options: argparse.Namespace) -> _Source:
+    """The images that --images names, or else those that the store was extracted from.
+
+    Raises:
+        InputDataError: the store was imported from another tool's features.
+    """
+    if options.images:
+        return _Source(_source(options.images), _columns(options))
+    told = read_manifest(store).source
+    named = dict(zip(told[::2], told[1::2], strict=False))
+    if "--images" not in named:
+        raise InputDataError(
+            f"{store} does not say where its images are, since it was not extracted from any. Name them with --images, "
+            "or import its features again into the same folder: python -m dept_vl.import_features"
+        )
+    columns = {"image_column": named.get("--image-column"), "id_column": named.get("--id-column")}
+    return _Source(_source(named["--images"]), columns)
+
+
+def _settings_of(store: Path, overrides: list[str]) -> ExtractionSettings:
+    """The settings that a store was extracted with, and others of the command line over them."""
+    names = [override.partition("=")[0].removeprefix("features.") for override in overrides]
+    given = load_settings({}, overrides).features
+    saved = ExtractionSettings(**read_manifest(store).settings)
+    return replace(saved, **{name: getattr(given, name) for name in names})
+
+
+@contextmanager
+def _reading() -> Iterator[Callable[[int, int], None]]:
+    """A bar of the bytes read, on a terminal."""
+    with tqdm(unit="B", unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+
+        def read(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield read
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +60,8 @@ class Plan(NamedTuple):
         return len(self.images) * (self.manifest.bytes_per_image + 100)  # with a line of the index
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Which shards are this process's: every ``count``-th, from ``index`` on.
 
     With ``strict`` it writes no others. Without, it begins with its own and then helps with what nobody is at.

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import time
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from feature_extraction.batches import Batch, decode_batch
+from feature_extraction.durable import write_durably
 from feature_extraction.extract import Plan
-from feature_extraction.images import ImageFile, ImageRejected, decode_image
+from feature_extraction.images import Decoding, ImageFile, ImageRejected, decode_image
 from feature_extraction.pictures import contact_sheet, draw_boxes
 from feature_extraction.store import FeatureStore
 from feature_extraction.store_layout import Rejected
 
-BOXES_SHOWN = 36  # in a picture of a preview
-SHEET_IMAGES = 12
+SHEET_COLUMNS, SHEET_TILE = 4, 240  # pixels; a sheet shows three rows
 
 
 class Trial(NamedTuple):
@@ -64,3 +66,61 @@ def spread(images: Sequence[ImageFile], count: int) -> list[ImageFile]:
     """At most so many of the images, at equal distances."""
     rows = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
     return [images[row] for row in np.unique(rows)]
+
+
+def preview(planned: Plan, folder: Path, count: int) -> Iterator[Path]:
+    """Draw the boxes of so many images, from all over the collection, as PNG files; gives each when it is written.
+
+    Raises:
+        DiskFullError: no space is left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone = planned.backbone
+    for number, image in enumerate(spread(planned.images, count), start=1):
+        try:
+            pixels = decode_image(image, backbone.preparation.rules)
+        except ImageRejected:  # a trial or the extraction names it
+            continue
+        found = backbone.encode([pixels], [image.image_id])
+        # Ids are no file names: they may hold anything.
+        path = folder / f"preview-{number:03d}.png"
+        _save(_drawn(pixels, {name: array[0] for name, array in found.items()}), path)
+        yield path
+
+
+def draw_contact_sheet(store: FeatureStore, images: Sequence[ImageFile], path: Path) -> int:
+    """Draw a dozen of a store's images with their boxes on one PNG, and give back how many there are.
+
+    Raises:
+        DiskFullError: no space is left.
+    """
+    exif = bool(store.identity.get("exif", True))
+    tiles = []
+    for image in spread([image for image in images if image.image_id in store], 3 * SHEET_COLUMNS):
+        try:
+            pixels = decode_image(image, Decoding(exif=exif, max_pixels=store.settings.max_pixels, tiff=True))
+        except ImageRejected:  # it was readable once; the others still tell what is in the store
+            continue
+        tiles.append((_drawn(pixels, store.record(image.image_id)), image.image_id))
+    if tiles:
+        _save(contact_sheet(tiles, columns=SHEET_COLUMNS, tile=SHEET_TILE), path)
+    return len(tiles)
+
+
+def _drawn(pixels: UInt8[np.ndarray, "height width 3"], fields: Mapping[str, np.ndarray]) -> Image.Image:
+    """An image with the boxes of its visual tokens; those of a detector with class and score."""
+    shown = fields.get("mask", np.ones(len(fields["boxes"]), dtype=bool))
+    labels = [
+        " ".join(
+            [f"{fields['class_ids'][row]}"] * ("class_ids" in fields)
+            + [f"{fields['scores'][row]:.2f}"] * ("scores" in fields)
+        )
+        for row in np.flatnonzero(shown)
+    ]
+    return draw_boxes(pixels, fields["boxes"][shown], labels)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_durably(path, buffer.getvalue())
