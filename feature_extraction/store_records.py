@@ -31,18 +31,22 @@ class FinishedShards:
             trust: a file once found to have its size is only looked for by name, which is quick for many shards.
         """
         there = set(os.listdir(self._store))
-        self._read_records(there)
-        self._read_index()
-        known, former, self._whole = self._known(), self._whole if trust else {}, {}
-        for number, shard in known.items():
+        former, self._whole = self._whole if trust else {}, {}
+        for number, shard in self._told(there).items():
             as_before = shard.file in there and former.get(number) == shard
             if as_before or size_fault(self._store, shard) is None:
                 self._whole[number] = shard
         return dict(self._whole)
 
-    def _known(self) -> dict[int, Shard]:
-        """What records and index tell of; a record is newer."""
+    def told(self) -> dict[int, Shard]:
+        """The shards that records and index tell of, by number, in their order, whatever has become of their files."""
+        return self._told(set(os.listdir(self._store)))
+
+    def _told(self, there: set[str]) -> dict[int, Shard]:
+        self._read_records(there)
+        self._read_index()
         lines = ((number, self._index.get(file)) for number, (_, file) in enumerate(self._names))
+        # A record is newer than a line: it was written after the line's shard was found damaged.
         return {number: shard for number, line in lines if (shard := self._records.get(number, line)) is not None}
 
     def _read_records(self, there: set[str]) -> None:

@@ -61,7 +61,7 @@ class StoreWriter:
         self._claims = Claims(path, heartbeat=heartbeat, expiry=expiry)
         if not self.resumed:
             self._create()
-        self._refuse_another_store()
+        refuse_another_store(path, manifest)
         self._finished = FinishedShards(path, manifest.shards)
 
     def __enter__(self) -> StoreWriter:
@@ -121,7 +121,7 @@ class StoreWriter:
             IncompatibleError: the folder has become the store of something else.
         """
         data = shard_bytes(self.manifest, number, ids, images)
-        self._refuse_another_store()
+        refuse_another_store(self.path, self.manifest)
         if number not in self._finished.read():
             self._commit(number, data, ids, rejected)
         self._claims.give_back(number)
@@ -144,7 +144,7 @@ class StoreWriter:
         self._rewrite(INDEX, index_lines(finished.values()))
         self._rewrite(REJECTED, rejected_lines(finished.values()))
         for name in os.listdir(self.path):
-            if name.endswith(PARTIAL_SUFFIX) or _WORKING_FILE.fullmatch(name):
+            if is_working_file(name):
                 remove(self.path / name)
 
     def list_rejected(self) -> Path:
@@ -163,14 +163,6 @@ class StoreWriter:
         if not there:
             self.path.mkdir(parents=True, exist_ok=True)
             write_durably(self.path / MANIFEST, seal(asdict(self.manifest), indent=1), writer=self._claims.token)
-
-    def _refuse_another_store(self) -> None:
-        refuse_differences(
-            _flat(read_manifest(self.path)),
-            _flat(self.manifest),
-            what=f"{self.path} holds other features than this command would write (expected: the store's)",
-            advice="Give a new folder as --output, or the images and settings of the store",
-        )
 
     def _commit(self, number: int, data: bytes, ids: Sequence[str], rejected: Sequence[Rejected]) -> None:
         name, writer = shard_name(number), self._claims.token
@@ -191,6 +183,27 @@ class StoreWriter:
         except FileNotFoundError:  # another process finished the store and removed the half-written file
             if not _holds(path, data):
                 raise
+
+
+def is_working_file(name: str) -> bool:
+    """Whether a file of this name is only there while a store is being written."""
+    return name.endswith(PARTIAL_SUFFIX) or _WORKING_FILE.fullmatch(name) is not None
+
+
+def refuse_another_store(store: Path, manifest: Manifest) -> None:
+    """Check that a store is what this manifest says, wherever its images lie and however quickly it was made.
+
+    Raises:
+        InputDataError: there is no store.
+        IncompatibleError: it is of other images or another identity.
+        DamagedError: its manifest is not what was written.
+    """
+    refuse_differences(
+        _flat(read_manifest(store)),
+        _flat(manifest),
+        what=f"{store} holds other features than this command would write (expected: the store's)",
+        advice="Give a new folder as --output, or the images and settings of the store",
+    )
 
 
 def _holds(path: Path, data: bytes) -> bool:
