@@ -94,13 +94,14 @@ def _check_finite(backbone: Backbone, features: Float16[np.ndarray, "images V D"
 
 
 def _check_boxes(backbone: Backbone, boxes: Float32[np.ndarray, "images V 4"]) -> None:
-    blind = int((~(boxes[..., 2:] > boxes[..., :2]).all(axis=2).any(axis=1)).sum())
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(axis=2)
+    blind = int((areas.max(axis=1) <= 0).sum())
     if blind:
         raise _failure(
             backbone,
             "boxes",
             f"in {blind} of {len(boxes)} images no visual token has a box with an area",
-            "Let its boxes be x0, y0, x1, y1 as fractions of width and height, and its preprocessing show part of every "
+            "Let its boxes be x0, y0, x1, y1 as fractions of width and height, and its preprocessing show part of each "
             "image",
         )
 
