@@ -188,7 +188,7 @@ class _Collected:
 
 def _entries(content: Any, about: dict[str, Any], faults: Faults) -> Iterator[_Entry]:  # noqa: ANN401 - whatever JSON holds
     if isinstance(content, dict):
-        about |= {key: content[key] for key in _ABOUT if not isinstance(content.get(key), list | dict)}
+        about |= {key: value for key, value in content.items() if key in _ABOUT and not isinstance(value, list | dict)}
         if "annotations" in content:
             yield from _coco(content, faults)
             return
