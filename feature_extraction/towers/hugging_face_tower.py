@@ -56,8 +56,8 @@ class _FeatureMaps:
     def __init__(self, network: nn.Module, config: PreTrainedConfig, settings: ExtractionSettings) -> None:
         self._network, self._layer = network, settings.layer
         patch = getattr(config, "patch_size", None)
-        self._patch = patch if isinstance(patch, int) else None
-        self._side = settings.image_size // patch if isinstance(patch, int) else None
+        self._patch = patch if isinstance(patch, int) else 0  # pixels; 0: the network has no patches
+        self._side = settings.image_size // self._patch if self._patch else 0
         self._registers = getattr(config, "num_register_tokens", 0)
         known = inspect.signature(network.forward).parameters
         self._options: dict[str, Any] = {"output_hidden_states": settings.layer is not None}
@@ -77,15 +77,13 @@ class _FeatureMaps:
 
     def _before_patches(self, tokens: int) -> int:
         """How many tokens stand before the patches: the class token, then registers."""
-        if self._side is None:  # without patches, as a ConvNeXt; there may be a class token
+        if self._side == 0:  # a ConvNeXt, say; there may be a class token
             return int(math.isqrt(tokens) ** 2 != tokens)
         return max(0, tokens - self._side**2)  # a pyramid has fewer tokens than patches, and no others
 
     def _patches(self, images: Float[Tensor, "B 3 size size"]) -> dict[str, Any]:
         """The images as SigLIP 2 wants them where it takes images of any shape: as rows of pixels, patch by patch."""
         side, patch = self._side, self._patch
-        if side is None or patch is None:
-            raise UsageError("The backbone wants patches, but its config.json has no patch_size. Give another one")
         whole = images[..., : side * patch, : side * patch]
         cut = whole.reshape(*whole.shape[:2], side, patch, side, patch).permute(0, 2, 4, 3, 5, 1)
         return {

@@ -95,9 +95,11 @@ def _refuse_other_activation(name: str) -> None:
 
 def _network(name: str, settings: ExtractionSettings, *, pretrained: bool) -> Any:  # noqa: ANN401 - see _tower
     published = timm.get_pretrained_cfg(name)
-    # Networks with position embeddings are built for one size; the others take any.
+    # Networks with position embeddings are built for one size; the others take any. So do CLIP's ResNets: only their
+    # attention pooling has position embeddings, and no feature passes through it.
+    pools_by_attention = timm.model_entrypoint(name).__module__ == "timm.models.byobnet"
     sized: dict[str, Any] = {}
-    if published is not None and published.fixed_input_size:
+    if published is not None and published.fixed_input_size and not pools_by_attention:
         sized["img_size"] = settings.image_size
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
