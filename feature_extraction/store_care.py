@@ -141,7 +141,7 @@ def check(store: Path, *, progress: Callable[[int, int], None] = lambda done, to
 
 
 def clear_damaged(store: Path, files: Iterable[str]) -> list[int]:
-    """Make damaged shards count as missing, so that an extraction writes exactly them anew; their numbers.
+    """Make damaged shards count as missing, so that an extraction writes them anew; the numbers of all missing ones.
 
     Args:
         store: the store's folder.
@@ -168,7 +168,7 @@ def clear_damaged(store: Path, files: Iterable[str]) -> list[int]:
 
 
 def forget_rejected(store: Path, manifest: Manifest) -> list[int]:
-    """Make the shards with rejected images count as missing, so that an extraction tries again; their numbers.
+    """Make the shards with rejected images count as missing, so that an extraction tries them again; their numbers.
 
     Raises:
         InputDataError: no store.
@@ -177,7 +177,8 @@ def forget_rejected(store: Path, manifest: Manifest) -> list[int]:
     """
     refuse_another_store(store, manifest)
     told = FinishedShards(store, manifest.shards).told()
-    return _keep(store, manifest, {number: shard for number, shard in told.items() if not shard.rejected})
+    _keep(store, manifest, {number: shard for number, shard in told.items() if not shard.rejected})
+    return [number for number, shard in told.items() if shard.rejected]
 
 
 def describe(store: Path) -> list[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from feature_extraction.durable import (
     PARTIAL_SUFFIX,
     append_durably,
     commit_directory,
+    create_exclusively,
+    remove,
+    rename,
     sha256_of_file,
     write_durably,
 )
@@ -57,7 +61,7 @@ def test_a_stop_while_appending_leaves_the_former_bytes_in_front(tmp_path: Path,
         assert path.read_bytes().startswith(b"old\n")
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_full_disk_keeps_the_old_file_and_removes_the_rest(tmp_path: Path, fates: Any, number: int) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
@@ -68,7 +72,23 @@ def test_a_full_disk_keeps_the_old_file_and_removes_the_rest(tmp_path: Path, fat
         write_durably(path, b"new contents")
     assert failure.value.errno == errno.ENOSPC
     assert path.read_bytes() == b"old"
-    assert not path.with_name(f"a{PARTIAL_SUFFIX}").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_disk_that_is_full_when_the_folder_is_made_to_last_says_so_too(tmp_path: Path, fates: Any) -> None:
+    with fates.at(4, fates.disk_full), pytest.raises(DiskFullError, match="Disk full writing"):
+        write_durably(tmp_path / "a", b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_each_writer_has_a_temporary_name_of_its_own(tmp_path: Path, fates: Any) -> None:
+    for writer in ("", "one", "two"):
+        with fates.at(3, fates.stop_before), pytest.raises(fates.Stop):
+            write_durably(tmp_path / "a", b"x", writer=writer)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.one.partial", "a.partial", "a.two.partial"]
+    assert all(entry.name.endswith(PARTIAL_SUFFIX) for entry in tmp_path.iterdir())
+    write_durably(tmp_path / "a", b"x", writer="one")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "a.partial", "a.two.partial"]
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -98,3 +118,52 @@ def test_a_folder_is_committed_whole(tmp_path: Path, fates: Any) -> None:
     commit_directory(partial, final)
     assert (final / "a").read_bytes() == b"x"
     assert not partial.exists()
+
+
+# --- exclusive creation, renaming, removing
+
+
+def test_a_file_is_created_once(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    assert create_exclusively(path, b"first")
+    assert not create_exclusively(path, b"second")
+    assert path.read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_full_disk_leaves_no_created_file(tmp_path: Path, fates: Any, number: int) -> None:
+    with fates.at(number, fates.disk_full), pytest.raises(DiskFullError, match=r"Disk full writing .*a \(5 bytes"):
+        create_exclusively(tmp_path / "a", b"first")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_for_a_name_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> int:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr("feature_extraction.durable.os.open", fail)
+    with pytest.raises(DiskFullError, match="Disk full writing"):
+        create_exclusively(tmp_path / "a", b"first")
+
+
+def test_other_failures_of_creation_stay_what_they_are(
+    tmp_path: Path, fates: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        create_exclusively(tmp_path / "absent" / "a", b"x")
+
+    def fail(*arguments: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with fates.at(1, fail), pytest.raises(OSError, match="Input/output error"):
+        create_exclusively(tmp_path / "a", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_gone_is_neither_renamed_nor_removed(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    assert rename(tmp_path / "a", tmp_path / "b")
+    assert not rename(tmp_path / "a", tmp_path / "c")
+    remove(tmp_path / "b")
+    remove(tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
