@@ -37,7 +37,7 @@ def self_test(backbone: Backbone) -> None:
 
     again = _encoded(backbone, inputs)["features"]
     # On a CPU the same batch gives the same bits; on a GPU some kernels add in no fixed order.
-    allowed = 0 if backbone.device.type == "cpu" else tolerance
+    allowed = 0.0 if backbone.device.type == "cpu" else tolerance
     advice = "Let nothing in it be random, such as dropout, and no state change from batch to batch"
     _compare(backbone, "determinism", "the same batch gives other features", features, again, allowed, advice)
 
