@@ -59,6 +59,7 @@ class Preprocessing(NamedTuple):
             side = min(width, height)
             left, top = (width - side) / 2, (height - side) / 2
             box = (left, top, left + side, top + side)
+            # As if the whole were resized and then cut: at the edges the filter sees what lies just outside.
             view = View(left / width, top / height, (left + side) / width, (top + side) / height)
             return np.array(whole.resize((size, size), filter_, box=box)), view
         if self.resize == "pad":
