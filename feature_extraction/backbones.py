@@ -131,6 +131,8 @@ class Backbone:
 
     def without_regions(self) -> Backbone:
         """The same tower with the cells of its feature map as visual tokens."""
+        if self._regions is None:
+            return self
         other = copy.copy(self)
         other._regions = None
         other._lay_out(self._forward.probe())

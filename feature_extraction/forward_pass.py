@@ -100,7 +100,7 @@ def _compiled(feature_maps: Callable[[Tensor], FeatureMaps]) -> Callable[[Tensor
         try:
             return quick(images)
         except TorchDynamoException as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:300]
             raise UsageError(
                 f"features.compile is true, but torch.compile failed: {reason}. Install a C++ compiler (g++), and for "
                 "a GPU triton, or set features.compile to false"
