@@ -249,3 +249,17 @@ def test_a_backbone_gives_the_features_inside_the_boxes_of_a_detector(
         assert np.array_equal(found[name], values), name
     assert (found["features"][~found["mask"]] == 0).all()
     assert backbone.identity()["regions"] == regions.identity()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_gpu_finds_what_the_cpu_finds(
+    tiny_detectors: dict[str, Path], make_inputs: MakeInputs, pictures: Pictures, name: str
+) -> None:
+    folder = str(tiny_detectors[name])
+    settings = ExtractionSettings(region_count=6, region_overlap=1.0)
+    on_gpu = DetectedRegions(hugging_face_detector(folder, settings), settings, torch.device("cuda"))
+    on_cpu = DetectedRegions(hugging_face_detector(folder, settings), settings, CPU)
+    inputs = make_inputs(pictures, on_cpu.transform)
+    ours, theirs = (one.regions([""] * len(pictures), inputs) for one in (on_gpu, on_cpu))
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-2)
