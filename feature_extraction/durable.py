@@ -82,15 +82,6 @@ def create_exclusively(path: Path, data: bytes) -> bool:
     return True
 
 
-def rename(path: Path, target: Path) -> bool:
-    """Give a file another name; whether it was still there."""
-    try:
-        os.rename(path, target)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def remove(path: Path) -> None:
     """Delete a file, unless it is gone already."""
     with suppress(FileNotFoundError):

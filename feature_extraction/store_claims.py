@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from feature_extraction.durable import PARTIAL_SUFFIX, create_exclusively, remove, rename
+from feature_extraction.durable import PARTIAL_SUFFIX, create_exclusively, remove
 from feature_extraction.store_layout import claim_name
 
 HEARTBEAT, EXPIRY = 10.0, 60.0  # seconds between two touches of a claim; without a touch until it is taken over
@@ -145,23 +145,28 @@ class Claims:
             remove(probe)
 
     def _discard(self, path: Path, claim: Claim) -> bool:
-        """Remove a claim that was abandoned, and what its writer left half-written; whether it was still there.
+        """Remove an abandoned claim, and what its writer left half-written; False if another process does it.
 
-        Between reading a claim and renaming it, another process may have taken the shard over: then its claim is put
-        back.
+        It takes a permit for this very claim, so that of several processes that found it abandoned none removes the
+        claim of the first to take the shard over.
         """
-        grave = path.with_name(f"{path.name}.{self.token}{PARTIAL_SUFFIX}")
-        if not rename(path, grave):
+        permit = path.with_name(f"{path.name}.{claim.token or 'nameless'}{PARTIAL_SUFFIX}")
+        if not self._create(permit):
+            holder = read_claim(permit, claim.shard)
+            if holder is not None and self._is_abandoned(holder):
+                remove(permit)  # for the next attempt
             return False
-        found = read_claim(grave, claim.shard)
-        if found is None or found.token != claim.token:
-            rename(grave, path)
-            return False
-        remove(grave)
-        if claim.token:
-            for left_over in self._store.glob(f"{path.stem}.*.{claim.token}{PARTIAL_SUFFIX}"):
-                remove(left_over)
-        return True
+        try:
+            found = read_claim(path, claim.shard)
+            if found is None or found.token != claim.token:
+                return False
+            for left_over in self._store.glob(f"{path.stem}.*.{claim.token}{PARTIAL_SUFFIX}") if claim.token else ():
+                if left_over != permit:
+                    remove(left_over)
+            remove(path)
+            return True
+        finally:
+            remove(permit)
 
     def _touch_all(self) -> None:
         while not self._closed.wait(self._heartbeat):

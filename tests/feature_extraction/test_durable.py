@@ -14,7 +14,6 @@ from feature_extraction.durable import (
     commit_directory,
     create_exclusively,
     remove,
-    rename,
     sha256_of_file,
     write_durably,
 )
@@ -120,7 +119,7 @@ def test_a_folder_is_committed_whole(tmp_path: Path, fates: Any) -> None:
     assert not partial.exists()
 
 
-# --- exclusive creation, renaming, removing
+# --- exclusive creation, removing
 
 
 def test_a_file_is_created_once(tmp_path: Path) -> None:
@@ -160,10 +159,8 @@ def test_other_failures_of_creation_stay_what_they_are(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_gone_is_neither_renamed_nor_removed(tmp_path: Path) -> None:
+def test_a_file_may_be_removed_twice(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    assert rename(tmp_path / "a", tmp_path / "b")
-    assert not rename(tmp_path / "a", tmp_path / "c")
-    remove(tmp_path / "b")
-    remove(tmp_path / "b")
+    remove(tmp_path / "a")
+    remove(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
