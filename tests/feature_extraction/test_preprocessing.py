@@ -48,7 +48,7 @@ def test_a_square_image_is_resized_alike_by_all(resize: str) -> None:
 
 @pytest.mark.parametrize("shape", [(40, 120), (120, 40), (30, 47), (1, 9), (9, 1)])
 def test_crop_shows_the_central_square(shape: tuple[int, int]) -> None:
-    # Smooth and never black or white: Pillow may begin with the rows or with the columns, and clips in between.
+    # Smooth and never black or white: Pillow begins with rows or columns, and rounds and clips in between.
     noise = RANDOM.integers(60, 196, (*shape, 3), dtype=np.uint8)
     image = np.array(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(2)))
     square, view = preprocessing(resize="crop").apply(image)
@@ -64,7 +64,7 @@ def test_crop_shows_the_central_square(shape: tuple[int, int]) -> None:
         resized = np.array(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))
         top, left = (rows - 64) // 2, (columns - 64) // 2
         difference = square.astype(int) - resized[top : top + 64, left : left + 64]
-        assert np.abs(difference).max() <= 1
+        assert np.abs(difference).max() <= 2
 
 
 @pytest.mark.parametrize("shape", [(40, 120), (120, 40), (30, 47), (1, 9), (9, 1), (1, 5000), (5000, 1)])
