@@ -164,7 +164,7 @@ def run_plan(
     policy = _RejectionPolicy(planned.manifest.images, max_rejected_fraction)
     with StoreWriter(output, planned.manifest) as writer:
         missing = writer.missing
-        if writer.resumed and missing:
+        if 0 < len(missing) < planned.manifest.shards:
             say(f"Resuming: {planned.manifest.shards - len(missing)}/{planned.manifest.shards} shards done")
         total = sum(len(writer.rows(number)) for number in missing)
         extracted = 0
@@ -300,8 +300,8 @@ class _RejectionPolicy:
         if len(self._in_a_row) >= IN_A_ROW and self._fraction < 1:
             raise InputDataError(
                 f"{len(self._in_a_row)} images in a row cannot be used, as when a disk is gone: "
-                f"{_first(self._in_a_row)}. Their shard was not written: see that the files are there and run the same "
-                "command again; --max-rejected-fraction 1 goes on all the same"
+                f"{_first(self._in_a_row)}. The last shard was not written. See that the files are there and run the "
+                "same command with --retry-rejected; with --max-rejected-fraction 1 it goes on all the same"
             )
 
     def check(self, writer: StoreWriter) -> None:

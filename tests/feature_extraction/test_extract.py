@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -15,10 +17,11 @@ import pytest
 import torch
 
 from feature_extraction import FeatureStore, extract_features
-from feature_extraction.errors import DiskFullError, IncompatibleError, InputDataError, Interrupted
-from feature_extraction.extract import Extraction, Plan, plan_extraction, run_plan, to_stderr
-from feature_extraction.images import decode_image
+from feature_extraction.errors import DiskFullError, IncompatibleError, InputDataError, Interrupted, UsageError
+from feature_extraction.extract import Extraction, Part, Plan, plan_extraction, run_plan
+from feature_extraction.images import ImageFile, decode_image
 from feature_extraction.settings import ExtractionSettings
+from feature_extraction.store_writer import StoreWriter
 
 Contents = Callable[[Path], dict[str, bytes]]
 IMAGES, SHARDS = 9, 3
@@ -66,8 +69,10 @@ def test_the_store_holds_the_features_of_every_usable_image(planned: Plan, tmp_p
         if image.image_id == "image_005":
             continue
         stored = store.read(image.image_id)
-        assert np.array_equal(stored.features, planned.backbone.encode([decode_image(image.path)])[0])
-        assert np.array_equal(stored.boxes, planned.backbone.boxes)
+        alone = planned.backbone.encode([decode_image(image.path)])
+        assert np.array_equal(stored.features, alone["features"][0])
+        assert np.array_equal(stored.boxes, alone["boxes"][0])
+        assert store.record(image.image_id)["image_size"].tolist() == [20, 24]
 
 
 def test_unusable_images_are_listed_with_file_and_reason(planned: Plan, images: Path, whole: dict[str, bytes]) -> None:
@@ -122,14 +127,15 @@ def test_the_collection_around_an_image_changes_nothing(planned: Plan, tmp_path:
 def test_features_that_are_not_finite_are_rejected(
     planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = planned.backbone.encode_pixels
+    encode = planned.backbone.encode_inputs
 
-    def overflow(pixels: Any) -> Any:
-        features = encode(pixels)
-        features[0, 0, 0] = np.inf
-        return features
+    def overflow(ids: Any, inputs: Any) -> Any:
+        found = encode(ids, inputs)
+        found["features"][0, 0, 0] = np.inf
+        return found
 
-    monkeypatch.setattr(planned.backbone, "encode_pixels", overflow)
+    monkeypatch.setattr(planned.backbone, "encode_inputs", overflow)
+    monkeypatch.setattr("feature_extraction.extract.self_test", lambda backbone: None)
     assert extract(planned, tmp_path / "store").rejected == 6
     store = FeatureStore.open(tmp_path / "store")
     assert store.ids == ("image_001", "image_003", "image_007")
@@ -160,11 +166,6 @@ def test_on_a_terminal_a_bar_is_drawn_instead(
     drawn = capsys.readouterr().err
     assert "9/9" in drawn
     assert "1 rejected" in drawn
-
-
-def test_lines_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    to_stderr("hello")
-    assert capsys.readouterr() == ("", "hello\n")
 
 
 # --- stopping and going on
@@ -218,7 +219,7 @@ def test_a_stop_at_any_system_call_ends_in_the_same_store(
         extract(planned, output)
         assert contents(output) == whole
         shutil.rmtree(output)
-    assert number == 30
+    assert number == 55
 
 
 def test_a_full_disk_at_any_system_call_loses_nothing(
@@ -236,10 +237,12 @@ def test_a_full_disk_at_any_system_call_loses_nothing(
         extract(planned, output)
         assert contents(output) == whole
         shutil.rmtree(output)
-    assert number == 30
+    assert number == 55
 
 
 def see_no_damage(output: Path) -> None:
+    for claim in output.glob("*.claim"):
+        os.utime(claim, (0, 0))  # the process that it names is this test; were it gone, the claim would be free at once
     try:
         store = FeatureStore.open(output)
     except InputDataError:  # not finished
@@ -253,12 +256,12 @@ def test_a_killed_worker_is_reported_and_the_run_can_go_on(
     monkeypatch.setattr(planned.backbone, "settings", replace(planned.backbone.settings, workers=1))
     test_process = os.getpid()
 
-    def die(path: Path) -> Any:
-        if os.getpid() != test_process and path.stem == "image_006":
+    def die(image: ImageFile, rules: Any) -> Any:
+        if os.getpid() != test_process and image.image_id == "image_006":
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode_image(path)
+        return decode_image(image, rules)
 
-    monkeypatch.setattr("feature_extraction.batches.decode_image", die)
+    monkeypatch.setattr("feature_extraction.inputs.decode_image", die)
     with pytest.raises(
         MemoryError, match=r"A decoding process was killed by SIGKILL, .*again with a lower features\.workers"
     ):
@@ -274,16 +277,139 @@ def test_other_faults_in_decoding_are_not_taken_for_it(
 ) -> None:
     monkeypatch.setattr(planned.backbone, "settings", replace(planned.backbone.settings, workers=workers))
 
-    def fail(path: Path) -> Any:
+    def fail(image: ImageFile, rules: Any) -> Any:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("feature_extraction.batches.decode_image", fail)
+    monkeypatch.setattr("feature_extraction.inputs.decode_image", fail)
     message = ["a fault of ours", "A decoding process failed with exit code 1; its traceback stands above"][workers]
     with pytest.raises(RuntimeError, match=message):
         extract(planned, tmp_path / "store")
 
 
+# --- several processes
+
+
+@pytest.mark.parametrize(
+    ("part", "order"),
+    [
+        (Part(), [0, 1, 2, 3, 4]),
+        (Part(1, 2), [1, 3, 0, 2, 4]),
+        (Part(1, 2, strict=True), [1, 3]),
+        (Part(6, 7, strict=True), []),
+    ],
+)
+def test_a_part_of_the_work_is_every_nth_shard(part: Part, order: list[int]) -> None:
+    assert part.of(5) == order
+
+
+def test_a_part_is_named_by_its_number_and_how_many_there_are() -> None:
+    assert Part.named("0/4") == Part(0, 4, strict=True)
+
+
+@pytest.mark.parametrize("text", ["4/4", "1", "1/", "/2", "a/b", "-1/4", "0/0"])
+def test_a_part_that_there_is_not_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--shard is '{text}'; it is i/n with i from 0 to n - 1, as in --shard 0/4"):
+        Part.named(text)
+
+
+def test_launched_processes_begin_with_shards_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Part.of_launcher() == Part()
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert Part.of_launcher() == Part(2, 3)
+
+
+def test_independent_jobs_make_one_store_together(
+    planned: Plan, tmp_path: Path, whole: dict[str, bytes], contents: Contents
+) -> None:
+    output = tmp_path / "store"
+    found = [extract(planned, output, part=Part(index, 2, strict=True)) for index in (1, 0)]
+    assert [(one.extracted, one.unfinished) for one in found] == [(4, 2), (5, 0)]
+    assert contents(output) == whole
+
+
+def test_processes_side_by_side_make_the_same_store(
+    planned: Plan, tmp_path: Path, whole: dict[str, bytes], contents: Contents
+) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=extract, args=(planned, tmp_path / "store"), kwargs={"part": Part(index, 3)})
+        for index in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert contents(tmp_path / "store") == whole
+
+
+def test_who_has_nothing_left_to_do_waits_for_the_others(
+    planned: Plan, tmp_path: Path, whole: dict[str, bytes], contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one gives up, and its shard is done by the one that waited."""
+    output = tmp_path / "store"
+    lines: list[str] = []
+    with StoreWriter(output, planned.manifest) as other:
+        assert other.claim([2]) == 2
+        monkeypatch.setattr("feature_extraction.extract.POLL", 0.06)
+        asked = 0
+
+        def give_up() -> bool:
+            nonlocal asked
+            asked += bool(lines) and lines[-1].startswith("Waiting")
+            if asked == 2:
+                other.__exit__()
+            return False
+
+        assert extract(planned, output, say=lines.append, stop=give_up).extracted == IMAGES
+    assert re.fullmatch(r"Waiting for 1 shards of others: shard 2: .*, process \d+", lines[2])
+    assert contents(output) == whole
+
+
+def test_waiting_can_be_stopped(planned: Plan, tmp_path: Path) -> None:
+    lines: list[str] = []
+    with StoreWriter(tmp_path / "store", planned.manifest) as other:
+        assert other.claim([0]) == 0
+        with pytest.raises(Interrupted, match=r"^2/3 shards of "):
+            extract(planned, tmp_path / "store", say=lines.append, stop=lambda: "Waiting" in str(lines[-1:]))
+
+
 # --- what is refused
+
+
+def test_a_backbone_is_tried_before_a_new_store_and_not_again(
+    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(backbone: Any) -> None:
+        raise UsageError("it is random")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("feature_extraction.extract.self_test", refuse)
+        with pytest.raises(UsageError, match="it is random"):
+            extract(planned, tmp_path / "store")
+        assert list(tmp_path.iterdir()) == []
+    extract(planned, tmp_path / "store")
+    monkeypatch.setattr("feature_extraction.extract.self_test", refuse)
+    assert extract(planned, tmp_path / "store").extracted == 0
+
+
+def test_a_hundred_unusable_images_in_a_row_stop_the_run_and_are_tried_again(
+    tmp_path: Path, tiny_settings: ExtractionSettings, make_images: Callable[[Path, int], Path]
+) -> None:
+    folder = make_images(tmp_path / "images", 3)
+    for number in range(102):
+        (folder / f"zz_gone_{number:03d}.jpg").touch()
+    planned = plan_extraction(folder, tiny_settings)
+    with pytest.raises(
+        InputDataError,
+        match=r"^100 images in a row cannot be used, as when a disk is gone: .*the file is empty.* The last shard was "
+        r"not written\. See that the files are there and run the same command with --retry-rejected; with --max-rejec",
+    ):
+        extract(planned, tmp_path / "store", max_rejected_fraction=0.99)
+    lines: list[str] = []
+    assert extract(planned, tmp_path / "store", max_rejected_fraction=1.0, say=lines.append).rejected == 102
+    assert lines[0] == "Resuming: 25/27 shards done"
 
 
 def test_too_many_unusable_images_stop_the_run_and_are_listed(
@@ -294,7 +420,7 @@ def test_too_many_unusable_images_stop_the_run_and_are_listed(
         with pytest.raises(
             InputDataError,
             match=r"1 of 9 images cannot be used; at most 0 may be so.*image_005\.png \(10 bytes\).* are listed in "
-            r".*rejected\.jsonl\. .*with a higher --max-rejected-fraction",
+            r".*rejected\.jsonl\. .*with --retry-rejected, .* a higher --max-rejected-fraction",
         ):
             extract(planned, output, max_rejected_fraction=0.0)
         assert (output / "rejected.jsonl").read_bytes() == whole["rejected.jsonl"]
