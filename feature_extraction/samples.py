@@ -110,13 +110,8 @@ def draw_contact_sheet(store: FeatureStore, images: Sequence[ImageFile], path: P
 def _drawn(pixels: UInt8[np.ndarray, "height width 3"], fields: Mapping[str, np.ndarray]) -> Image.Image:
     """An image with the boxes of its visual tokens; those of a detector with class and score."""
     shown = fields.get("mask", np.ones(len(fields["boxes"]), dtype=bool))
-    labels = [
-        " ".join(
-            [f"{fields['class_ids'][row]}"] * ("class_ids" in fields)
-            + [f"{fields['scores'][row]:.2f}"] * ("scores" in fields)
-        )
-        for row in np.flatnonzero(shown)
-    ]
+    known = [(fields[name], form) for name, form in (("class_ids", "{}"), ("scores", "{:.2f}")) if name in fields]
+    labels = [" ".join(form.format(values[row]) for values, form in known) for row in np.flatnonzero(shown)]
     return draw_boxes(pixels, fields["boxes"][shown], labels)
 
 

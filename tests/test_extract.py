@@ -119,12 +119,86 @@ def test_the_same_command_on_a_finished_store_says_so(
     assert capsys.readouterr().err.splitlines()[-1].endswith("store is finished already: 60 images, 0 rejected")
 
 
-def test_a_dry_run_writes_nothing(
+def test_a_dry_run_tries_some_images_and_writes_nothing(
     images: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["--dry-run", *arguments(images, tmp_path / "store", settings), "features.grid=2"])
     assert list(tmp_path.iterdir()) == []
-    assert "60 images, 4 visual tokens of width 32 each" in capsys.readouterr().err
+    planned, tried = capsys.readouterr().err.splitlines()
+    assert planned.startswith("60 images, 4 visual tokens of width 32 each")
+    assert re.fullmatch(
+        r"Tried 4 images from all over: 0 rejected; one process decodes [\d,]+ images/s, the backbone takes [\d,]+\. "
+        r"All would take about 0:00:\d\d with features\.workers=2",
+        tried,
+    )
+
+
+def test_a_dry_run_shows_what_would_be_rejected(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    main(["--dry-run", *arguments(tmp_path, tmp_path / "store", settings)])
+    tried, rejected = capsys.readouterr().err.splitlines()[1:]
+    assert tried.startswith("Tried 1 images from all over: 1 rejected; ")
+    assert rejected.startswith(f"  rejected: {tmp_path / 'broken.jpg'} (3 bytes): ")
+
+
+def test_a_preview_draws_images_from_all_over_before_the_run(
+    images: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--dry-run", "--preview=3", *arguments(images, tmp_path / "store", settings)])
+    names = [f"preview-{number:03d}.png" for number in (1, 2, 3)]
+    assert sorted(path.name for path in (tmp_path / "store.preview").iterdir()) == names
+    for name in names:
+        with Image.open(tmp_path / "store.preview" / name) as picture:
+            assert min(picture.size) >= 640  # small images are drawn larger, so that their boxes can be seen
+    assert f"Drew {tmp_path / 'store.preview' / names[0]}" in capsys.readouterr().err
+
+
+def test_parts_of_the_work_are_independent_jobs(
+    images: Path, settings: list[str], tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "store"
+    main(["--shard=1/2", *arguments(images, output, settings)])
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"This job's part of {output} is done; 10 shards are left to other jobs"
+    )
+    main(["--shard=0/2", *arguments(images, output, settings)])
+    assert "store is finished: 60 images" in capsys.readouterr().err
+    assert contents(output) == whole
+
+
+@pytest.mark.parametrize("given", [[], ["--images=x"], ["--output=x"]])
+def test_images_and_output_are_needed(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(main, given) == 2
+    assert capsys.readouterr().err == (
+        "error: --images and --output are both needed. As in: python -m dept_vl.extract --images DIR --output STORE\n"
+    )
+
+
+def test_strict_tolerates_nothing(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
+    (tmp_path / "broken.jpg").touch()
+    assert run(main, ["--strict", *arguments(tmp_path, tmp_path / "store", settings)]) == 3
+    assert "1 of 2 images cannot be used; at most 0 may be so" in capsys.readouterr().err
+
+
+def test_mended_images_are_tried_again(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, output = tmp_path / "images", tmp_path / "store"
+    folder.mkdir()
+    for number in range(6):
+        Image.new("RGB", (9, 9), (40 * number, 9, 9)).save(folder / f"{number}.png")
+    good = (folder / "4.png").read_bytes()
+    (folder / "4.png").write_bytes(good[:20])
+    main(arguments(folder, output, settings))
+    (folder / "4.png").write_bytes(good)
+    main(arguments(folder, output, settings))
+    assert len(FeatureStore.open(output)) == 5
+    main(["--retry-rejected", *arguments(folder, output, settings)])
+    assert "1 shards with rejected images are done again" in capsys.readouterr().err
+    main(arguments(folder, tmp_path / "other", settings))
+    assert contents(output) == contents(tmp_path / "other")
+    assert len(FeatureStore.open(output)) == 6
 
 
 def test_rejected_images_are_counted_and_listed(
@@ -145,8 +219,9 @@ def test_rejected_images_are_counted_and_listed(
     [
         (["features.image_sice=3"], 2, "unknown key 'features.image_sice'. Did you mean 'features.image_size'?"),
         (["--features=timm/nothing_like_this"], 2, "features.backbone is timm/nothing_like_this, but timm"),
-        (["--images=/nowhere"], 3, "/nowhere is neither a folder nor a .txt list of images"),
+        (["--images=/nowhere"], 3, "There is no /nowhere. --images takes a folder of images"),
         (["features.layer=1"], 4, "holds other features than this command would write"),
+        (["--shard=2/2"], 2, "--shard is '2/2'; it is i/n with i from 0 to n - 1"),
         (["--colour=red"], 2, "unrecognized arguments: --colour=red. See: python -m dept_vl.extract --help"),
     ],
 )
@@ -167,18 +242,135 @@ def test_failures_are_one_line_and_an_exit_code(
     assert "Traceback" not in errors
 
 
-def test_a_damaged_store_is_repaired_as_its_message_says(
-    images: Path, settings: list[str], tmp_path: Path, whole: dict[str, bytes]
+# --- the care of a store
+
+
+def flip_a_bit(path: Path, place: int = -5) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+def test_a_sound_store_is_verified(
+    images: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments(images, tmp_path / "store", settings))
+    capsys.readouterr()
+    assert run(main, ["--verify", str(tmp_path / "store")]) == 0
+    assert re.fullmatch(
+        r".*store: 20 of 20 shards, 60 images, 0 rejected, 0\.1 MB, 0 faults, contents [0-9a-f]{64}\n",
+        capsys.readouterr().err,
+    )
+
+
+def test_a_damaged_store_is_found_out_and_repaired_as_its_message_says(
+    images: Path, settings: list[str], tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "store"
     main(arguments(images, output, settings))
-    damaged = output / "shard-00007.safetensors"
-    data = bytearray(damaged.read_bytes())
-    data[-5] ^= 4
-    damaged.write_bytes(data)
-    damaged.unlink()  # "To write it anew, delete this file and run the extraction again"
-    main(arguments(images, output, settings))
+    flip_a_bit(output / "shard-00007.safetensors")
+    (output / "shard-00011.safetensors").unlink()
+    capsys.readouterr()
+    assert run(main, ["--verify", str(output)]) == 5
+    errors = capsys.readouterr().err
+    assert "shard-00007.safetensors: expected SHA-256 " in errors
+    assert "shard-00011.safetensors: expected " in errors
+    assert errors.splitlines()[-1].endswith(f"run: python -m dept_vl.extract --repair {output}")
+    assert run(main, ["--repair", str(output)]) == 0
+    assert "; 6 extracted in" in capsys.readouterr().err
     assert contents(output) == whole
+    assert run(main, ["--repair", str(output)]) == 0
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_unfinished_store_is_finished_by_a_repair(
+    images: Path, settings: list[str], tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    main(["--shard=0/3", *arguments(images, tmp_path / "store", settings)])
+    main(["--repair", str(tmp_path / "store")])
+    assert contents(tmp_path / "store") == whole
+
+
+def test_a_repair_takes_images_and_weights_from_where_they_are_now(
+    images: Path, settings: list[str], tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    weights = next(setting for setting in settings if "weights" in setting).partition("=")[2]
+    shutil.copy(weights, tmp_path / "weights.safetensors")
+    moved = [setting.replace(weights, str(tmp_path / "weights.safetensors")) for setting in settings]
+    output = tmp_path / "store"
+    main(arguments(tmp_path / "images", output, moved))
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "weights.safetensors").unlink()
+    flip_a_bit(output / "shard-00003.safetensors")
+    damaged = contents(output)
+    assert run(main, ["--repair", str(output)]) == 3
+    assert "There is no " in capsys.readouterr().err
+    assert contents(output) == damaged  # nothing is removed that cannot be made anew
+    assert run(main, ["--repair", str(output), "--images", str(images), f"features.weights={weights}"]) == 0
+    shards = {name: data for name, data in contents(output).items() if name != "manifest.json"}
+    assert shards == {name: data for name, data in whole.items() if name != "manifest.json"}
+
+
+def test_a_repair_with_other_images_removes_nothing(
+    images: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "store"
+    main(arguments(images, output, settings))
+    flip_a_bit(output / "shard-00003.safetensors")
+    before = contents(output)
+    Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
+    assert run(main, ["--repair", str(output), "--images", str(tmp_path)]) == 4
+    assert "holds other features than this command would write" in capsys.readouterr().err
+    assert contents(output) == before
+
+
+def test_a_store_of_imported_features_cannot_be_repaired_from_images_it_does_not_name(
+    toy_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(toy_store, store)
+    flip_a_bit(store / "shard-00000.safetensors")
+    assert run(main, ["--repair", str(store)]) == 3
+    assert (
+        f"{store} does not say where its images are, since it was not extracted from any. Name them with --images, or "
+        "import its features again into the same folder: python -m dept_vl.import_features"
+    ) in capsys.readouterr().err
+
+
+def test_an_inspection_tells_what_is_in_a_store_and_draws_some_of_it(
+    images: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "store"
+    main(arguments(images, output, settings))
+    before = contents(output)
+    capsys.readouterr()
+    main(["--inspect", str(output)])
+    found = capsys.readouterr()
+    told = dict(line.split("  ", 1) for line in found.out.splitlines())
+    assert told["backbone"].strip() == "timm/test_efficientnet"
+    assert told["images"].strip() == "60 with features, 0 rejected, 60 in all"
+    assert told["shards"].strip() == "20 of 20, finished"
+    sheet = tmp_path / "store.contact_sheet.png"
+    assert found.err == f"12 images of it are drawn in {sheet}\n"
+    with Image.open(sheet) as picture:
+        assert picture.width > 4 * 240
+    assert contents(output) == before
+
+
+def test_an_inspection_without_the_images_draws_nothing_and_says_why(
+    images: Path, settings: list[str], tmp_path: Path, toy_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "store"
+    main(["--shard=0/2", *arguments(images, output, settings)])
+    capsys.readouterr()
+    assert run(main, ["--inspect", str(output)]) == 0
+    assert "No contact sheet is drawn: The feature store" in capsys.readouterr().err
+    assert run(main, ["--inspect", str(toy_store)]) == 0
+    assert "No contact sheet is drawn: " in capsys.readouterr().err
+    Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
+    assert run(main, ["--inspect", str(toy_store), "--images", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == f"None of its images can be read in {tmp_path}\n"
 
 
 # --- signals and kills
