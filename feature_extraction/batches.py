@@ -26,6 +26,7 @@ from feature_extraction.inputs import Inputs, Preparation
 from feature_extraction.store_layout import Rejected
 
 AHEAD = 2  # batches that a worker may hold: one that waits to be fetched, and one that is being decoded
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # to a whole job: the main process decides when to stop
 _NO_MEMORY = 6  # the exit code of a worker that ran out of memory
 
 
@@ -136,7 +137,11 @@ class _Worker:
     def __init__(self, preparation: Preparation) -> None:
         self._connection, theirs = Pipe()
         self._process = Process(target=_work, args=(preparation, theirs, self._connection), daemon=True)
-        self._process.start()
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # none may come before the worker ignores them
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
         theirs.close()  # the worker's own copy is the only one now, so that its death ends the connection
         # The worker ignores the signal by which multiprocessing would end it when this process exits.
         atexit.register(self._process.kill)
@@ -187,7 +192,7 @@ class _Worker:
 
 def _work(preparation: Preparation, connection: Connection, parents: Connection) -> None:
     parents.close()  # the main process's copy is the only one now, so that its death ends the connection
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the main process decides when to stop
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     try:
         memories = deque(_Memory(recv_handle(connection)) for _ in range(AHEAD))
