@@ -91,7 +91,12 @@ def own_tower(module: str, function: str, settings: ExtractionSettings) -> Tower
             f"{name} gives {_kind(network)} without the method {' and '.join(missing)}. Write preprocess(image), which "
             "makes an array of an image, and forward(batch), which makes visual tokens of B of them"
         )
-    transform = _transform(name, network, settings)
+    transform = _transform(name, network.cpu(), settings)
+    given = getattr(network, "boxes", None)
+    given = given() if callable(given) else given
+    given = given.detach().numpy() if isinstance(given, Tensor) else given
+    # Copied before the network's own may be rounded to its precision.
+    own_boxes = None if given is None else np.array(given, np.float32)
 
     def feature_maps(batch: Tensor) -> FeatureMaps:
         found = network(batch)
@@ -110,17 +115,14 @@ def own_tower(module: str, function: str, settings: ExtractionSettings) -> Tower
         return FeatureMaps(found.transpose(1, 2).unsqueeze(3), is_grid=False)
 
     def boxes(count: int) -> Float32[np.ndarray, "count 4"]:
-        given = getattr(network, "boxes", None)
-        if given is None:
+        if own_boxes is None:
             return boxes_of_whole_images(count)
-        given = given() if callable(given) else given
-        found = np.asarray(given.cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
-        if found.shape != (count, 4) or not _are_boxes(found):
+        if own_boxes.shape != (count, 4) or not _are_boxes(own_boxes):
             raise UsageError(
-                f"{name}: boxes is {_kind(found)} for {count} visual tokens; it must be [{count} 4], for each of them "
-                "x0 <= x1 and y0 <= y1 as fractions from 0 to 1"
+                f"{name}: boxes is {_kind(own_boxes)} for {count} visual tokens; it must be [{count} 4], for each of "
+                "them x0 <= x1 and y0 <= y1 as fractions from 0 to 1"
             )
-        return found
+        return own_boxes
 
     return Tower(network, feature_maps, transform, boxes)
 

@@ -86,10 +86,21 @@ def test_a_feature_map_has_the_places_of_its_cells_and_can_be_pooled(
     assert build_backbone(own(replaced=as_map, grid=2)).visual_tokens == 4
 
 
-@pytest.mark.parametrize("form", ["self.boxes = torch.ones(7, 4) / 2", "self.boxes = lambda: [[0.5] * 4] * 7"])
-def test_tokens_can_have_boxes_of_their_own(own: Callable[..., ExtractionSettings], pictures: Any, form: str) -> None:
-    settings = own(replaced=("self.size =", f"{form}; self.size ="))
-    assert build_backbone(settings).encode(pictures)["boxes"].tolist() == [[[0.5] * 4] * 7] * 5
+@pytest.mark.parametrize(
+    "form",
+    [
+        "self.boxes = [[0.1] * 4] * 7",
+        "self.boxes = lambda: torch.full((7, 4), 0.1)",
+        "self.register_buffer('boxes', torch.full((7, 4), 0.1))",
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_tokens_can_have_boxes_of_their_own(
+    own: Callable[..., ExtractionSettings], pictures: Any, form: str, precision: str
+) -> None:
+    settings = own(replaced=("self.mix =", f"{form}; self.mix ="), precision=precision)
+    boxes = build_backbone(settings).encode(pictures)["boxes"]
+    assert np.array_equal(boxes, np.full((5, 7, 4), 0.1, np.float32))
 
 
 def test_whole_numbers_come_to_forward_as_they_are_and_others_in_the_precision(
