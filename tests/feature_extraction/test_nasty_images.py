@@ -278,7 +278,7 @@ CORPUS = [
     Nasty("\N{HEBREW LETTER ALEF}\N{RIGHT-TO-LEFT OVERRIDE}gpj.png", encoded(PICTURE, "png"), Good(PICTURE)),
     Nasty(os.fsdecode(b"caf\xe9.png"), encoded(PICTURE, "png"), Good(PICTURE)),
     Nasty("x" * 251 + ".png", encoded(PICTURE, "png"), Good(PICTURE)),
-    Nasty("C:\\..\\con.png", encoded(PICTURE, "png"), Good(PICTURE)),
+    Nasty("c:\\..\\con.png", encoded(PICTURE, "png"), Good(PICTURE)),
     Nasty("$(touch canary) ; *.png", encoded(PICTURE, "png"), Good(PICTURE)),
 ]
 
