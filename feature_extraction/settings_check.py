@@ -18,6 +18,7 @@ LEAST = {
     "region_count": 1,
     "region_image_size": 1,
 }
+BOX_FILES = (".json", ".jsonl")  # how features.regions ends where it is a file
 FRACTIONS = ("region_overlap", "region_min_score")
 CHOICES = {"resize": RESIZES, "pooling": ("avg", "max"), "precision": ("fp32", "bf16", "fp16")}
 
@@ -46,6 +47,14 @@ def _faults(settings: ExtractionSettings) -> Iterator[str]:
         value = getattr(settings, name)
         if value not in choices:
             yield f"features.{name} is {value!r}; it is {', '.join(choices[:-1])} or {choices[-1]}"
+    if settings.regions is not None and settings.regions.endswith(BOX_FILES):
+        for name in ("region_weights", "region_image_size"):
+            value = getattr(settings, name)
+            if value is not None:
+                yield (
+                    f"features.{name} is {value!r}, but features.regions is the file {settings.regions}, which needs "
+                    "none: set it to null"
+                )
     if settings.class_token and settings.regions is not None:
         yield (
             f"features.class_token is true and features.regions is {settings.regions!r}, but with regions every visual "

@@ -13,6 +13,7 @@ import re
 import secrets
 import socket
 import threading
+import weakref
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -64,7 +65,10 @@ class Claim(NamedTuple):
 
 
 class Claims:
-    """The claims of one writer. As long as there are any, a thread of this process touches them."""
+    """The claims of one writer. From the first one on, a thread of this process touches them.
+
+    The thread ends with ``close``, or when nobody uses the object any more: then its claims expire.
+    """
 
     def __init__(self, store: Path, *, heartbeat: float = HEARTBEAT, expiry: float = EXPIRY) -> None:
         self.token = secrets.token_hex(8)
@@ -72,6 +76,7 @@ class Claims:
         self._heartbeat, self._expiry = heartbeat, expiry
         self._held: set[int] = set()
         self._closed = threading.Event()
+        weakref.finalize(self, self._closed.set)
         self._thread: threading.Thread | None = None
 
     def take(self, shard: int) -> bool:
@@ -90,14 +95,14 @@ class Claims:
         self._held.add(shard)
         if self._thread is None:
             self._closed.clear()
-            self._thread = threading.Thread(target=self._touch_all, name="claims of a feature store", daemon=True)
+            arguments = (self._store, self.token, self._held, self._closed, self._heartbeat)
+            self._thread = threading.Thread(target=_keep_touching, args=arguments, daemon=True)
             self._thread.start()
         return True
 
     def holds(self, shard: int) -> bool:
         """Whether this writer's claim still stands."""
-        claim = read_claim(self._store / claim_name(shard), shard)
-        return claim is not None and claim.token == self.token
+        return _holds(self._store, shard, self.token)
 
     def lost(self, shard: int) -> bool:
         """Whether this writer had claimed the shard and another has taken it over."""
@@ -168,12 +173,18 @@ class Claims:
         finally:
             remove(permit)
 
-    def _touch_all(self) -> None:
-        while not self._closed.wait(self._heartbeat):
-            for shard in tuple(self._held):
-                with suppress(OSError):  # a network that fails for a moment: the next touch comes soon
-                    if self.holds(shard):
-                        os.utime(self._store / claim_name(shard))
+
+def _keep_touching(store: Path, token: str, held: set[int], closed: threading.Event, heartbeat: float) -> None:
+    while not closed.wait(heartbeat):
+        for shard in tuple(held):
+            with suppress(OSError):  # a network that fails for a moment: the next touch comes soon
+                if _holds(store, shard, token):
+                    os.utime(store / claim_name(shard))
+
+
+def _holds(store: Path, shard: int, token: str) -> bool:
+    claim = read_claim(store / claim_name(shard), shard)
+    return claim is not None and claim.token == token
 
 
 def read_claims(store: Path) -> list[Claim]:

@@ -35,6 +35,8 @@ FLOORS = (
     },
     {
         "dept_vl.extract",
+        "dept_vl.import_features",
+        "dept_vl.export_features",
         "dept_vl.train",
         "dept_vl.evaluate",
         "dept_vl.validate",

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5F
 from transformers.utils import logging
 
 from dept_vl.settings import BackboneSettings
-from feature_extraction.digests import weight_digest as digest_of_tensors
+from feature_extraction.weights import weight_digest as digest_of_tensors
 from feature_extraction.errors import DamagedError, InputDataError
 
 EMBEDDED = {"t5-mini": Path(__file__).parents[1] / "backbones" / "t5_mini"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +12,12 @@ from jaxtyping import Float, Float32, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from feature_extraction.digests import weight_digest
-from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
+from feature_extraction.errors import UsageError
 from feature_extraction.inputs import Inputs
 from feature_extraction.preprocessing import Transform, View
 from feature_extraction.regions.regions import Candidates, Choice, Regions, choose, padded
 from feature_extraction.settings import ExtractionSettings
+from feature_extraction.weights import weight_digest
 
 BATCH_SIZE = 8  # pictures of one size that go through a detector together: on a GPU most of the gain, little memory
 
@@ -103,6 +102,9 @@ class DetectedRegions:
         detector.network.eval().requires_grad_(False).to(device)
         self._probe()
 
+    def refuse_missing(self, image_ids: Sequence[str]) -> None:
+        """Nothing can be missing: a detector looks at any image."""
+
     @torch.inference_mode()
     def regions(self, image_ids: Sequence[str], inputs: Inputs) -> Regions:
         """The regions of these images.
@@ -159,28 +161,3 @@ class DetectedRegions:
                 f"{type(error).__name__}: {' '.join(str(error).split())[:500]}. Change features.region_image_size "
                 "(null: what the detector was trained with), or features.regions"
             ) from error
-
-
-def region_weights_file(given: str) -> Path:
-    """The safetensors file that ``features.region_weights`` names, itself or by its folder.
-
-    Raises:
-        InputDataError: there is none.
-    """
-    path = Path(given)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file() or path.suffix != ".safetensors":
-        raise InputDataError(
-            f"features.region_weights is {given!r}, but there is no safetensors file {path}. Give a .safetensors file, "
-            "or a folder with model.safetensors; pickled files (.bin, .pth) can run code and are not read"
-        )
-    return path
-
-
-def weights_of_another_detector(fault: str, *, detector: str, source: str | Path) -> IncompatibleError:
-    """The failure for weights that do not fit a detector, with the beginning of what does not fit."""
-    return IncompatibleError(
-        f"The weights in {source} do not fit {detector}: {' '.join(fault.split())[:500]}. "
-        "Give the weights of this detector in features.region_weights, or name theirs in features.regions"
-    )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig
-from transformers.utils import logging
 
 from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.quiet_transformers import quiet
 from feature_extraction.regions.detectors import (
     Detector,
     WholeImage,
     candidates,
-    region_weights_file,
-    weights_of_another_detector,
 )
 from feature_extraction.regions.regions import Candidates
 from feature_extraction.settings import ExtractionSettings
+from feature_extraction.weights import weights_file, weights_of_another_network
 
 
 def hugging_face_detector(name: str, settings: ExtractionSettings) -> Detector:
@@ -39,9 +36,13 @@ def hugging_face_detector(name: str, settings: ExtractionSettings) -> Detector:
     """
     # A local folder may move; the digest of its weights says what it is.
     known = f"hf/{Path(name).name}" if Path(name).is_dir() else f"hf/{name}"
-    file = None if settings.region_weights is None else region_weights_file(settings.region_weights)
+    file = (
+        None
+        if settings.region_weights is None
+        else weights_file(settings.region_weights, setting="features.region_weights")
+    )
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(name)
             network, report = _load(name, config, file)
             # Pillow's processor gives the same numbers on every machine; only its values are used here.
@@ -55,7 +56,7 @@ def hugging_face_detector(name: str, settings: ExtractionSettings) -> Detector:
     missing, others = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
     if missing or others:  # they would stay random
         fault = f"missing {missing}, of other shapes {others}"
-        raise weights_of_another_detector(fault, detector=known, source=file or name)
+        raise weights_of_another_network(fault, network=known, source=file or name, setting="features.regions")
     scale = processor.rescale_factor if processor.do_rescale else 1.0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     return Detector(
@@ -116,16 +117,3 @@ def _transform(config: PreTrainedConfig, processor: Any, settings: ExtractionSet
     # YOLOS sees whole patches only, so its own preprocessing cuts the sides down to multiples of them.
     multiple = config.patch_size if config.model_type == "yolos" else 1
     return WholeImage(longest, longest, interpolation, shortest, multiple)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's reports and progress bars; what is missing is refused here."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -68,6 +68,13 @@ class RegionSource(Protocol):
             InputDataError: an image has no boxes in the file.
         """
 
+    def refuse_missing(self, image_ids: Sequence[str]) -> None:
+        """See that there will be regions of all these images, before a long run.
+
+        Raises:
+            InputDataError: a file does not list them all.
+        """
+
     def identity(self) -> dict[str, Any]:
         """Everything that the boxes depend on, as JSON values."""
 

@@ -10,9 +10,9 @@ import torch
 from feature_extraction.errors import UsageError
 from feature_extraction.regions.regions import RegionSource
 from feature_extraction.settings import ExtractionSettings
+from feature_extraction.settings_check import BOX_FILES
 
 KINDS = ("hf", "torchvision")
-FILES = (".json", ".jsonl")
 
 
 def build_regions(settings: ExtractionSettings, device: torch.device) -> RegionSource | None:
@@ -25,9 +25,8 @@ def build_regions(settings: ExtractionSettings, device: torch.device) -> RegionS
     """
     if settings.regions is None:
         return None
-    _check(settings)
     # Each library is loaded only when it is used: they take seconds.
-    if settings.regions.endswith(FILES):
+    if settings.regions.endswith(BOX_FILES):
         from feature_extraction.regions.boxes_file import BoxesFile
 
         return BoxesFile(Path(settings.regions), settings)
@@ -46,27 +45,5 @@ def build_regions(settings: ExtractionSettings, device: torch.device) -> RegionS
     hint = f". Did you mean {close[0]}/{name}?" if close else ""
     raise UsageError(
         f"features.regions is {settings.regions!r}; it is hf/<detector id or folder>, torchvision/<detector>, or a "
-        f"{' or '.join(FILES)} file of boxes, as in hf/PekingU/rtdetr_r50vd{hint}"
+        f"{' or '.join(BOX_FILES)} file of boxes, as in hf/PekingU/rtdetr_r50vd{hint}"
     )
-
-
-def _check(settings: ExtractionSettings) -> None:
-    faults = [
-        f"features.{name} is {value}; it must be at least 1"
-        for name in ("region_count", "region_image_size")
-        if (value := getattr(settings, name)) is not None and value < 1
-    ]
-    faults += [
-        f"features.{name} is {value}; it must be from 0 to 1"
-        for name in ("region_overlap", "region_min_score")
-        if not 0 <= (value := getattr(settings, name)) <= 1
-    ]
-    if settings.regions is not None and settings.regions.endswith(FILES):
-        faults += [
-            f"features.{name} is {value!r}, but features.regions is the file {settings.regions}, which needs none: "
-            "set it to null"
-            for name in ("region_weights", "region_image_size")
-            if (value := getattr(settings, name)) is not None
-        ]
-    if faults:
-        raise UsageError("; ".join(faults))

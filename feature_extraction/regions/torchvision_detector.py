@@ -17,11 +17,10 @@ from feature_extraction.regions.detectors import (
     Detector,
     WholeImage,
     candidates,
-    region_weights_file,
-    weights_of_another_detector,
 )
 from feature_extraction.regions.regions import Candidates
 from feature_extraction.settings import ExtractionSettings
+from feature_extraction.weights import weights_file, weights_of_another_network
 
 
 def torchvision_detector(name: str, settings: ExtractionSettings) -> Detector:
@@ -47,7 +46,9 @@ def torchvision_detector(name: str, settings: ExtractionSettings) -> Detector:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise weights_of_another_detector(str(error), detector=f"torchvision/{name}", source=source) from error
+        raise weights_of_another_network(
+            str(error), network=f"torchvision/{name}", source=source, setting="features.regions"
+        ) from error
     boxes = getattr(network, "roi_heads", network)  # which holds the limits depends on the architecture
     boxes.score_thresh = settings.region_min_score
     boxes.detections_per_img = max(boxes.detections_per_img, settings.region_count)
@@ -86,7 +87,7 @@ class _Find:
 def _weights(name: str, settings: ExtractionSettings) -> tuple[dict[str, Tensor], str]:
     """The weights, and where they come from."""
     if settings.region_weights is not None:
-        file = region_weights_file(settings.region_weights)
+        file = weights_file(settings.region_weights, setting="features.region_weights")
         return load_file(file), str(file)
     best: Any = get_model_weights(name).DEFAULT
     try:

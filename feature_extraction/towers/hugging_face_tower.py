@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,12 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
-from transformers.utils import logging
 
 from feature_extraction.errors import InputDataError, UsageError
 from feature_extraction.preprocessing import Preprocessing
+from feature_extraction.quiet_transformers import quiet
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.towers.tower import FeatureMaps, Tower, tokens_as_map, weights_file, weights_of_another_network
+from feature_extraction.towers.tower import FeatureMaps, Tower, tokens_as_map
+from feature_extraction.weights import weights_file, weights_of_another_network
 
 
 def hugging_face_tower(name: str, settings: ExtractionSettings) -> Tower:
@@ -31,7 +30,7 @@ def hugging_face_tower(name: str, settings: ExtractionSettings) -> Tower:
         IncompatibleError: the weights are of another network.
     """
     try:
-        with _quiet():
+        with quiet():
             whole = AutoConfig.from_pretrained(name)
             config = getattr(whole, "vision_config", whole)
             network, report = _load(name, config, settings)
@@ -118,19 +117,6 @@ def _refuse_missing(network: nn.Module, report: dict[str, Any], name: str, setti
     missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
     if missing or report["mismatched_keys"]:
         fault = f"missing {sorted(missing)}, of other shapes {sorted(report['mismatched_keys'])}"
-        raise weights_of_another_network(fault, backbone=f"hf/{name}", source=settings.weights or name)
+        raise weights_of_another_network(fault, network=f"hf/{name}", source=settings.weights or name)
     if report["missing_keys"]:
         network.register_module("pooler", None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's report of unused weights, such as the text half of CLIP, and its progress bars."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]

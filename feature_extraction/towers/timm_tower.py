@@ -17,7 +17,8 @@ from torch import Tensor
 from feature_extraction.errors import InputDataError, UsageError
 from feature_extraction.preprocessing import Preprocessing
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.towers.tower import FeatureMaps, Tower, tokens_as_map, weights_file, weights_of_another_network
+from feature_extraction.towers.tower import FeatureMaps, Tower, tokens_as_map
+from feature_extraction.weights import weights_file, weights_of_another_network
 
 
 def timm_tower(name: str, settings: ExtractionSettings) -> Tower:
@@ -64,7 +65,7 @@ def bundled_tower(name: str, in_timm: str, settings: ExtractionSettings) -> Towe
     ours = timm.create_model(in_timm, pretrained=False).state_dict()
     if [tensor.shape for tensor in theirs.values()] != [tensor.shape for tensor in ours.values()]:
         fault = f"{len(theirs)} tensors, whose shapes are not those of the network's {len(ours)}"
-        raise weights_of_another_network(fault, backbone=name, source=file)
+        raise weights_of_another_network(fault, network=name, source=file)
     network = _network(in_timm, settings, pretrained=False)
     _load(network, dict(zip(ours, theirs.values(), strict=True)), source=file)
     return _tower(network, settings)
@@ -121,7 +122,7 @@ def _load(network: Any, weights: dict[str, Tensor], *, source: str) -> None:  # 
     try:
         network.load_state_dict(kept if adapt is None else adapt(kept, network))
     except (RuntimeError, KeyError, ValueError) as error:
-        raise weights_of_another_network(str(error), backbone=published["architecture"], source=source) from error
+        raise weights_of_another_network(str(error), network=published["architecture"], source=source) from error
 
 
 def _tower(network: Any, settings: ExtractionSettings) -> Tower:  # noqa: ANN401

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
+from feature_extraction.errors import UsageError
 from feature_extraction.preprocessing import WHOLE, Transform
 
 
@@ -55,29 +54,3 @@ def tokens_as_map(patches: Float[Tensor, "B patches D"]) -> Float[Tensor, "B D r
             "Set features.backbone to one with a feature map or a square grid"
         )
     return patches.transpose(1, 2).reshape(batch, width, side, side)
-
-
-def weights_file(given: str) -> Path:
-    """The safetensors file that ``features.weights`` names, itself or by its folder.
-
-    Raises:
-        InputDataError: there is none.
-    """
-    path = Path(given)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file() or path.suffix != ".safetensors":
-        raise InputDataError(
-            f"features.weights is {given!r}, but there is no safetensors file {path}. Give a .safetensors file, or a "
-            "folder with model.safetensors; pickled files (.bin, .pth) can run code and are not read"
-        )
-    return path
-
-
-def weights_of_another_network(fault: str, *, backbone: str, source: str | Path) -> IncompatibleError:
-    """The failure for weights that do not fit a network, with the beginning of what does not fit."""
-    first = " ".join(fault.split())[:500]
-    return IncompatibleError(
-        f"The weights in {source} do not fit {backbone}: {first}. "
-        "Give the weights of this network, or name theirs in features.backbone"
-    )

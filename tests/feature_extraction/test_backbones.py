@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from feature_extraction.backbones import Backbone, build_backbone
 from feature_extraction.cells import cell_boxes
-from feature_extraction.errors import UsageError
+from feature_extraction.errors import InputDataError, UsageError
 from feature_extraction.images import ImageRejected
 from feature_extraction.inputs import Inputs
 from feature_extraction.regions.regions import Regions
@@ -52,6 +52,10 @@ class FixedRegions:
             class_ids=np.repeat(np.array([[7, 3, 0]]), count, axis=0),
         )
 
+    def refuse_missing(self, image_ids: Sequence[str]) -> None:
+        if "lost" in image_ids:
+            raise InputDataError("the file lists no boxes of 'lost'")
+
     def identity(self) -> dict[str, Any]:
         return {"from": "a test"}
 
@@ -59,6 +63,13 @@ class FixedRegions:
 def with_regions(settings: ExtractionSettings) -> Backbone:
     settings = replace(settings, region_count=3)
     return Backbone(tower=build_tower(settings), settings=settings, device=CPU, regions=FixedRegions())
+
+
+def test_images_without_regions_are_found_before_a_long_run(tiny_settings: ExtractionSettings) -> None:
+    with_regions(tiny_settings).refuse_missing_regions(["a", "b"])
+    with pytest.raises(InputDataError, match=r"lists no boxes of 'lost'"):
+        with_regions(tiny_settings).refuse_missing_regions(["a", "lost"])
+    build_backbone(tiny_settings).refuse_missing_regions(["lost"])
 
 
 # --- what is kept of a feature map

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.models.yolos.image_processing_pil_yolos import get_size_with_aspect_ratio_yolos
 
-from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
+from feature_extraction.errors import UsageError
 from feature_extraction.inputs import Inputs
 from feature_extraction.preprocessing import Transform
 from feature_extraction.regions.detectors import (
@@ -20,8 +18,6 @@ from feature_extraction.regions.detectors import (
     Detector,
     WholeImage,
     candidates,
-    region_weights_file,
-    weights_of_another_detector,
 )
 from feature_extraction.regions.regions import Candidates
 from feature_extraction.settings import ExtractionSettings
@@ -184,34 +180,3 @@ def test_candidates_are_arrays_of_the_stored_types() -> None:
     assert found.scores is not None
     assert found.class_ids is not None
     assert [array.dtype for array in (found.boxes, found.scores, found.class_ids)] == ["float32", "float32", "int64"]
-
-
-# --- weights
-
-
-def test_weights_are_a_safetensors_file_or_a_folder_with_one(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    file.touch()
-    assert region_weights_file(str(file)) == file
-    assert region_weights_file(str(tmp_path)) == file
-
-
-@pytest.mark.parametrize("name", ["weights.pth", "missing.safetensors"])
-def test_other_weights_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "weights.pth").touch()
-    given = str(tmp_path / name)
-    expected = (
-        f"features.region_weights is {given!r}, but there is no safetensors file {given}. Give a .safetensors file, or "
-        "a folder with model.safetensors; pickled files (.bin, .pth) can run code and are not read"
-    )
-    with pytest.raises(InputDataError, match=f"^{re.escape(expected)}$"):
-        region_weights_file(given)
-
-
-def test_weights_of_another_detector_are_told_with_the_beginning_of_what_does_not_fit() -> None:
-    error = weights_of_another_detector("missing\n  a " + "b" * 1000, detector="hf/x", source="w.safetensors")
-    assert isinstance(error, IncompatibleError)
-    assert str(error) == (
-        f"The weights in w.safetensors do not fit hf/x: missing a {'b' * 490}. Give the weights of this detector in "
-        "features.region_weights, or name theirs in features.regions"
-    )

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from feature_extraction.errors import InputDataError, UsageError
-from feature_extraction.towers.tower import boxes_of_whole_images, tokens_as_map, weights_file
+from feature_extraction.errors import UsageError
+from feature_extraction.towers.tower import boxes_of_whole_images, tokens_as_map
 
 
 def test_tokens_fill_their_square_row_by_row() -> None:
@@ -21,12 +19,3 @@ def test_patches_that_fill_no_square_are_refused() -> None:
 
 def test_tokens_without_a_place_have_the_whole_image_as_their_box() -> None:
     assert boxes_of_whole_images(2).tolist() == [[0, 0, 1, 1]] * 2
-
-
-def test_weights_that_are_no_safetensors_file_are_refused(tmp_path: Path) -> None:
-    torch.save({}, tmp_path / "model.bin")
-    for given, file in [("model.bin", "model.bin"), ("", "model.safetensors"), ("absent", "absent")]:
-        with pytest.raises(
-            InputDataError, match=rf"there is no safetensors file .*{file}\. .*pickled files .* can run"
-        ):
-            weights_file(str(tmp_path / given))
