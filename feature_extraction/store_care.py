@@ -252,7 +252,7 @@ def _rejected_faults(store: Path, shards: Sequence[Shard]) -> Iterator[Fault]:
 
 def _is_finished(store: Path, count: int) -> bool:
     index, _ = parse_index(index_bytes(store))
-    return all(shard_name(number) in index for number in range(count))
+    return (store / INDEX).exists() and all(shard_name(number) in index for number in range(count))
 
 
 def _count_shards(names: Iterable[str]) -> int:

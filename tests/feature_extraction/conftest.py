@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -182,7 +182,8 @@ class Fates:
     @staticmethod
     def stop_after(function: Callable[..., Any], *arguments: Any) -> Any:
         """The process ends after the call."""
-        function(*arguments)
+        with suppress(OSError):
+            function(*arguments)
         raise Stop
 
     @staticmethod

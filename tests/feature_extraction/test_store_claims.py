@@ -138,8 +138,11 @@ def test_a_claim_that_vanishes_while_it_is_looked_at_is_tried_again(
 
 
 def wait_until(happens: Callable[[], bool]) -> None:
-    while not happens():
+    for _ in range(100_000):  # a minute or two; it takes some milliseconds
+        if happens():
+            return
         time.sleep(0.001)
+    pytest.fail("it never happened")
 
 
 def test_a_thread_touches_the_claims_as_long_as_they_are_held(tmp_path: Path) -> None:
@@ -150,10 +153,11 @@ def test_a_thread_touches_the_claims_as_long_as_they_are_held(tmp_path: Path) ->
     for path in paths:
         os.utime(path, (0, 0))
     wait_until(lambda: all(path.stat().st_mtime > 0 for path in paths))
-    threads = [thread for thread in threading.enumerate() if thread.name == "claims of a feature store"]
-    assert any(thread is claims._thread and thread.daemon for thread in threads)
+    thread = claims._thread
+    assert thread is not None
+    assert thread.daemon
     claims.close()
-    assert claims._thread is None
+    assert not thread.is_alive()
     assert claims.take(0)  # it may go on after that
     os.utime(paths[0], (0, 0))
     wait_until(lambda: paths[0].stat().st_mtime > 0)
@@ -163,13 +167,12 @@ def test_a_thread_touches_the_claims_as_long_as_they_are_held(tmp_path: Path) ->
 
 def test_a_claim_of_another_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
-    holds = Claims.holds
 
-    def look(claims: Claims, shard: int) -> bool:
+    def look(path: Path, shard: int) -> Claim | None:
         looks.append(shard)
-        return holds(claims, shard)
+        return read_claim(path, shard)
 
-    monkeypatch.setattr(Claims, "holds", look)
+    monkeypatch.setattr(store_claims, "read_claim", look)
     claims = Claims(tmp_path, heartbeat=0.001)
     claims.take(0)
     (tmp_path / claim_name(0)).unlink()
@@ -198,6 +201,17 @@ def test_a_file_system_that_fails_for_a_moment_ends_no_heartbeat(
     claims.take(0)
     wait_until(lambda: len(calls) >= 3)
     claims.close()
+
+
+def test_claims_that_nobody_uses_any_more_are_not_touched(tmp_path: Path) -> None:
+    """As in a notebook, where a program ended with an error and its process lives on."""
+    claims = Claims(tmp_path)
+    claims.take(0)
+    thread = claims._thread
+    assert thread is not None
+    del claims
+    thread.join()
+    assert names(tmp_path) == [claim_name(0)]
 
 
 # --- taking over

@@ -475,7 +475,7 @@ def share_in_a_process(small: Any, path: Path, answers: Any) -> None:
     answers.put(small.share(path, shard_size=1))
 
 
-def stall_in_a_process(small: Any, path: Path, at: int, answers: Any) -> None:
+def stall_in_a_process(small: Any, path: Path, at: int, stalled: Any) -> None:
     """Write, until a system call that never returns."""
     fsync, count = os.fsync, 0
 
@@ -483,7 +483,7 @@ def stall_in_a_process(small: Any, path: Path, at: int, answers: Any) -> None:
         nonlocal count
         count += 1
         if count == at:
-            answers.put("stalled")
+            stalled.send(None)
             signal.pause()
         fsync(descriptor)
 
@@ -496,10 +496,10 @@ def test_what_one_of_four_processes_leaves_when_killed_is_taken_over_at_once(
     tmp_path: Path, small: Any, contents: Contents, at: int
 ) -> None:
     context, path = multiprocessing.get_context("fork"), tmp_path / "shared"
-    answers = context.Queue()
-    victim = context.Process(target=stall_in_a_process, args=(small, path, at, answers))
+    answers, (stalled, stalling) = context.Queue(), context.Pipe(duplex=False)
+    victim = context.Process(target=stall_in_a_process, args=(small, path, at, stalling))
     victim.start()
-    assert answers.get() == "stalled"
+    stalled.recv()
     already = set(range(10)) - set(StoreWriter(path, small.manifest(shard_size=1)).missing)
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
@@ -522,11 +522,11 @@ def kill_again_and_again(small: Any, path: Path, kills: int, seed: int) -> None:
 
     context, chance = multiprocessing.get_context("fork"), random.Random(seed)
     for _ in range(kills):
-        answers = context.Queue()
-        victim = context.Process(target=stall_in_a_process, args=(small, path, chance.randint(1, 30), answers))
+        stalled, stalling = context.Pipe(duplex=False)
+        victim = context.Process(target=stall_in_a_process, args=(small, path, chance.randint(1, 30), stalling))
         victim.start()
-        while victim.is_alive() and answers.empty():
-            victim.join(0.005)
+        while victim.is_alive() and not stalled.poll(0.005):
+            pass
         victim.kill()
         victim.join()
     small.share(path, shard_size=1)
