@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5F
 from transformers.utils import logging
 
 from dept_vl.settings import BackboneSettings
-from feature_extraction.weights import weight_digest as digest_of_tensors
 from feature_extraction.errors import DamagedError, InputDataError
+from feature_extraction.weights import weight_digest as digest_of_tensors
 
 EMBEDDED = {"t5-mini": Path(__file__).parents[1] / "backbones" / "t5_mini"}
 PROBE = "How many red-ish umbrellas aren't open, 3 or 4? Über <extra_id_0>"  # shows how a tokenizer cuts and normalises

@@ -119,9 +119,11 @@ class _Images:
             self._images = list_images(source)
         except InputDataError as error:
             self._fault = str(error)
-        self._by_name = {image.path.name: image for image in self._images}
+        files = [image for image in self._images if image.part is None]
+        self._by_name = {image.part.name: image for image in self._images if image.part is not None}
+        self._by_name |= {image.path.name: image for image in files}
         self._by_name |= {image.image_id: image for image in self._images}
-        self._by_path = {os.path.normpath(image.path): image for image in self._images}
+        self._by_path = {os.path.normpath(image.path): image for image in files}
 
     def find(self, name: str) -> ImageFile:
         """The image of a table's entry, which is an id, a file name, or a path relative to the folder."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -120,11 +121,19 @@ def test_all_missing_images_are_counted_and_the_first_named(read: Read, photos: 
 
 def test_a_wrong_folder_is_told_with_the_faults_of_the_table(write_table: Write, tmp_path: Path) -> None:
     message = (
-        r'rows without "question": 1 \(line 1\); .*nowhere is neither a folder nor a .txt list .*'
-        r"Check the path of --images. Nothing was written"
+        r'rows without "question": 1 \(line 1\); There is no .*nowhere\. --images takes a folder of images.*'
+        r"Nothing was written"
     )
     with pytest.raises(InputDataError, match=message):
         read_table(write_table([{**QUESTION, "question": " "}]), "vqa", tmp_path / "nowhere")
+
+
+def test_images_in_an_archive_are_found_by_member_name_and_id(write_table: Write, photos: Path) -> None:
+    with tarfile.open(photos.parent / "photos.tar", "w") as archive:
+        archive.add(photos / "a.jpg", "web/a.jpg")
+    for name in ("web/a.jpg", "a"):
+        table = write_table([{**QUESTION, "image": name}])
+        assert read_table(table, "vqa", photos.parent / "photos.tar").rows[0].image_ids == ("a",)
 
 
 def test_a_list_of_images_will_do(write_table: Write, photos: Path) -> None:
