@@ -406,10 +406,10 @@ def test_three_random_kills_end_in_the_same_store(
 
 
 @pytest.mark.slow
-def test_twenty_random_kills_end_in_the_same_store(
+def test_two_hundred_random_kills_end_in_the_same_store(
     images: Path, settings: list[str], tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
-    kill_at_random(20, images, settings, tmp_path, whole)
+    kill_at_random(200, images, settings, tmp_path, whole)
 
 
 def kill_at_random(kills: int, images: Path, settings: list[str], tmp_path: Path, whole: dict[str, bytes]) -> None:
