@@ -353,12 +353,28 @@ def test_a_takeover_that_ends_meanwhile_leaves_nothing_to_do(
     assert names(tmp_path) == [claim_name(0)]
 
 
+def test_a_shard_may_be_claimed_by_a_third_just_after_its_claim_was_removed(
+    tmp_path: Path, ended: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_claim(tmp_path, 0, ended)
+    third, discard = Claims(tmp_path), Claims._discard
+
+    def and_then(claims: Claims, path: Path, claim: Claim) -> bool:
+        monkeypatch.undo()
+        return discard(claims, path, claim) and third.take(0)
+
+    monkeypatch.setattr(Claims, "_discard", and_then)
+    assert not Claims(tmp_path).take(0)
+    assert third.holds(0)
+
+
 # --- processes
 
 
 def test_this_process_is_alive_and_an_ended_one_is_gone(ended: Process) -> None:
     assert not this_process().gone
     assert ended.gone
+    assert store_claims._start_of(ended.pid) == ""
 
 
 def test_another_process_with_the_same_number_is_not_the_one(ended: Process) -> None:
