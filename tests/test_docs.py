@@ -18,16 +18,20 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from PIL import Image
 
 import dept_vl.tasks
 from dept_vl.command_line import run
 from dept_vl.config import GROUPS, configs_folder, layer_names, load_settings
 from dept_vl.evaluate import main as evaluate
+from dept_vl.extract import main as extract
 from dept_vl.settings import KEYS
 from dept_vl.tasks.task import load_task
 from dept_vl.train import main as train
 from dept_vl.types import Prediction
 from dept_vl.validate import main as validate
+from feature_extraction import FeatureStore
+from feature_extraction.regions.boxes_formats import read_boxes
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -72,12 +76,11 @@ def commands() -> Iterator[Command]:
 COMMANDS = list(commands())
 
 
-def table(page: Path, heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading, without its head."""
+def table(page: Path, heading: str, *, number: int = 0) -> list[list[str]]:
+    """The cells of a table below a heading, the first if no other is named, without its head."""
     section = page.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    rows = re.search(r"(?:^\|.*\n)+", section, flags=re.MULTILINE)
-    assert rows is not None
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows[0].splitlines()[2:]]
+    rows = re.findall(r"(?:^\|.*\n)+", section, flags=re.MULTILINE)[number]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows.splitlines()[2:]]
 
 
 def code(cell: str) -> str:
@@ -153,6 +156,39 @@ def test_a_page_has_its_task_s_metrics(task: str) -> None:
     score = module.score_validation or module.score
     scores = score([Prediction(one.example_id, one.references[0]) for one in examples], examples)
     assert {re.sub(r"/.*", "/", key) for key in scores.metrics} == documented
+
+
+def test_the_backbone_of_the_features_page_makes_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = blocks(DOCS / "features.md", "python")
+    (tmp_path / "my_tower.py").write_text(source)
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 30), (70 * number, 9, 200)).save(tmp_path / "images" / f"{number}.jpg")
+    monkeypatch.chdir(tmp_path)
+    extract(["--images", "images", "--output", "store", "--features", "my_tower:build", "features.batch_size=2"])
+    store = FeatureStore.open("store")
+    assert (len(store), store.visual_tokens, store.feature_width) == (3, 64, 32)
+    assert store.read("2").boxes[-1].tolist() == [0.875, 0.875, 1, 1]
+
+
+def test_the_features_page_has_every_recipe_with_its_tokens_and_bytes() -> None:
+    """As the head of each recipe states them, which tests/feature_extraction/test_recipes.py proves."""
+    documented = {}
+    for names, _, pixels, tokens, size in table(DOCS / "features.md", "Backbones", number=1):
+        documented.update(
+            {name: (int(pixels), re.findall(r"\d+", tokens), size) for name in re.findall(r"`(\w+)`", names)}
+        )
+    for name in layer_names("features"):
+        head = " ".join(re.findall(r"^# (.*)", (configs_folder() / "features" / f"{name}.yaml").read_text(), re.M))
+        count, width, size = re.findall(r"(\d+) visual tokens of width (\d+); ([\d,]+) bytes an image", head)[0]
+        found = (load_settings({"features": name}, []).features.image_size, [count, width], size)
+        assert name in ("easy_vqa", "nlvr") or documented[name] == found, name
+
+
+def test_the_file_of_boxes_on_the_features_page_is_one(tmp_path: Path) -> None:
+    (text,) = blocks(DOCS / "features.md", "json")
+    (tmp_path / "boxes.json").write_text(text)
+    assert read_boxes(tmp_path / "boxes.json").detector == "my-detector"
 
 
 @pytest.fixture
