@@ -339,6 +339,31 @@ def test_one_process_takes_over_while_the_others_wait(tmp_path: Path, ended: Pro
     assert Claims(tmp_path).take(0)
 
 
+@pytest.mark.parametrize("fate", ["stop_before", "stop_within", "stop_after"])
+def test_a_takeover_that_is_stopped_at_any_call_does_not_keep_the_next_away(
+    tmp_path: Path, ended: Process, fates: Any, monkeypatch: pytest.MonkeyPatch, fate: str
+) -> None:
+    for number in range(1, 100):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        leave_claim(folder, 0, ended)
+        with monkeypatch.context() as patch, fates.at(number, getattr(fates, fate)) as calls:
+            patch.setattr(store_claims, "this_process", lambda: ended)
+            try:
+                Claims(folder).take(0)
+                break
+            except fates.Stop:
+                pass
+        for path in folder.iterdir():  # who was stopped before saying its name is gone after a minute
+            os.utime(path, (0, 0))
+        claims = Claims(folder)
+        assert claims.take(0) or claims.take(0)
+        assert claims.holds(0)
+        # A permit may be left; the store's last step removes it.
+        assert set(names(folder)) <= {claim_name(0), f"{claim_name(0)}.{TOKEN}.partial"}
+    assert calls.count == number - 1 == 2 + 1 + 1 + 2  # the permit, removing the old claim and the permit, a new claim
+
+
 def test_a_takeover_that_ends_meanwhile_leaves_nothing_to_do(
     tmp_path: Path, ended: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
