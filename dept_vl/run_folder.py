@@ -181,7 +181,6 @@ def load_run(
             f"{record['command']}"
         )
     store = FeatureStore.open(features or Path(record["features"][task]))
-    store.verify()
     backbone = load_backbone(settings.backbone, dtype=compute_dtype(settings))
     identity = run_identity(settings, backbone, store)
     adapter_path = task_folder(folder / "adapter", settings, task)
@@ -192,6 +191,7 @@ def load_run(
         what=f"The adapter in {adapter_path} was trained with other settings (expected: its own; got: these)",
         advice="Leave these settings as they are: what was trained is of use with them only",
     )
+    store.verify()  # it reads everything, so what is told at once comes first
     built = build_model(
         settings,
         backbone,
