@@ -9,11 +9,15 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+
+from dept_vl.bench.feature_store import write_vl_t5
+from feature_extraction import FeatureStore
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -69,11 +73,13 @@ def test_the_readme_names_the_commands_in_their_order() -> None:
         "dept_vl.validate",
         "dept_vl.evaluate",
         "dept_vl.init_dataset",
+        "dept_vl.extract",
+        "dept_vl.import_features",
     ]
 
 
 def test_the_readme_runs(user_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    extract, train, evaluate, validate, score, init_dataset = commands()
+    extract, train, evaluate, validate, score, init_dataset, inspect, import_features = commands()
     tower = ["features.backbone=timm/resnet10t", f"features.weights={user_folder / 'tower.safetensors'}"]
     run([*extract, *tower, SMALL[0], "features.grid=1", "features.workers=0"])
     run([*train, *SMALL[1:]])
@@ -87,6 +93,12 @@ def test_the_readme_runs(user_folder: Path, capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     run(score)
     assert "accuracy" in capsys.readouterr().out
+
+    run(inspect)
+    assert "timm/resnet10t" in capsys.readouterr().out
+    write_vl_t5(user_folder / "train2014_obj36.h5", ["COCO_train2014_000000000009"], np.dtype(np.float32))
+    run(import_features)
+    assert FeatureStore.open("butd.store").identity["backbone"] == "imported/butd_vg"
 
     photos = sorted((user_folder / "coco" / "images").iterdir())
     rows = [f"{photo.name},what is it?,a toy" for photo in photos]
