@@ -373,6 +373,38 @@ def test_an_inspection_without_the_images_draws_nothing_and_says_why(
     assert capsys.readouterr().err == f"None of its images can be read in {tmp_path}\n"
 
 
+# --- several processes
+
+
+def test_processes_of_a_launcher_make_one_store_and_one_of_them_speaks(
+    images: Path, settings: list[str], tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "--"]
+    done = subprocess.run(
+        [*launcher, "dept_vl.extract", *arguments(images, tmp_path / "store", settings)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "store") == whole
+    assert done.stderr.count("store is finished: 60 images") == 1
+
+
+def test_a_killed_process_s_work_is_taken_over_by_one_that_waits(
+    images: Path, settings: list[str], tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    output = tmp_path / "store"
+    with start(images, output, settings) as first, start(images, output, settings) as second:
+        wait_for_shards(first, output, 3)
+        first.kill()
+        for process in (first, second):
+            assert process.stderr is not None
+            process.stderr.read()
+    assert second.returncode == 0
+    assert contents(output) == whole
+
+
 # --- signals and kills
 
 
