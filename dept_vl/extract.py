@@ -102,7 +102,7 @@ def _parser() -> Parser:
 def _extract(options: argparse.Namespace) -> None:
     settings = load_settings({"features": options.features}, options.settings).features
 
-    from feature_extraction.extract import Part, plan_extraction
+    from feature_extraction.extract import Part, check_space, plan_extraction
 
     part = Part.named(options.shard) if options.shard else Part.of_launcher()
     planned = plan_extraction(_source(options.images), settings, **_columns(options))
@@ -110,6 +110,7 @@ def _extract(options: argparse.Namespace) -> None:
         _preview(planned, options.output, options.preview)
     if options.dry_run:
         _say_plan(planned, options.output)
+        check_space(planned, options.output)
         _say_trial(planned)
     else:
         _write(planned, options.output, part, options)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,18 +17,16 @@ import torch
 
 from feature_extraction.backbones import Backbone, build_backbone
 from feature_extraction.batches import Batch, DecodedBatch, decoded_batches, shard_batches
-from feature_extraction.errors import DiskFullError, InputDataError, Interrupted, UsageError
+from feature_extraction.disk import refuse_full_disk
+from feature_extraction.errors import UsageError
 from feature_extraction.image_sources import list_images
 from feature_extraction.images import ImageFile
 from feature_extraction.progress import Progress, to_stderr
 from feature_extraction.self_test import self_test
 from feature_extraction.settings import ExtractionSettings
+from feature_extraction.shard_work import Say, Stop, Tolerance, stop_here, write_shards
 from feature_extraction.store_layout import MANIFEST, Manifest, Rejected, StoredImages, plan
 from feature_extraction.store_writer import StoreWriter
-
-TOLERATED = 10  # rejected images that never stop a run, unless none is to be tolerated
-IN_A_ROW = 100  # rejected images one after the other that stop every run, as when a disk is gone
-POLL = 1.0  # seconds between looks at shards that other processes are writing
 
 # Batches encoded beside each other. Each needs memory for its feature maps; on a GPU the second one's copies to and
 # from the device overlap with the first one's arithmetic.
@@ -122,8 +118,8 @@ def extract_features(
     settings: ExtractionSettings,
     *,
     max_rejected_fraction: float = 0.001,
-    stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = to_stderr,
+    stop: Stop = lambda: False,
+    say: Say = to_stderr,
 ) -> Extraction:
     """Extract images into a store, going on where a former run stopped, beside any other process on the same store.
 
@@ -152,48 +148,45 @@ def run_plan(
     *,
     part: Part | None = None,
     max_rejected_fraction: float,
-    stop: Callable[[], bool],
-    say: Callable[[str], None],
+    stop: Stop,
+    say: Say,
 ) -> Extraction:
     """Do what ``plan_extraction`` found, or this process's part of it; see ``extract_features``."""
     started = time.monotonic()
-    part = part or Part.of_launcher()
-    mine = part.of(planned.manifest.shards)
-    _refuse_full_disk(output, planned.bytes)
+    mine = (part or Part.of_launcher()).of(planned.manifest.shards)
+    check_space(planned, output)
     if not (output / MANIFEST).exists():
         self_test(planned.backbone)  # before hours of work with a backbone that nobody has tried
-    policy = _RejectionPolicy(planned.manifest.images, max_rejected_fraction)
+    advice = "Mend them and run the same command with --retry-rejected, remove them and extract into a new folder"
+    tolerance = Tolerance(images=planned.manifest.images, fraction=max_rejected_fraction, advice=advice)
     with StoreWriter(output, planned.manifest) as writer:
-        missing = writer.missing
-        if 0 < len(missing) < planned.manifest.shards:
-            say(f"Resuming: {planned.manifest.shards - len(missing)}/{planned.manifest.shards} shards done")
-        total = sum(len(writer.rows(number)) for number in missing)
-        extracted = 0
-        with Progress(images=total, shards=len(missing), say=say) as progress:
-            while True:
-                extracted += _extract_unclaimed(planned, writer, mine, policy, progress, stop)
-                policy.check(writer)
-                unfinished = set(writer.missing)
-                if not unfinished.intersection(mine):
-                    break
-                progress.wait(writer.others())
-                _sleep(POLL, stop, writer)
-        if not unfinished:
-            writer.finish()
-        return Extraction(
-            len(planned.images), extracted, len(writer.rejected), len(unfinished), time.monotonic() - started
-        )
+
+        def write_unclaimed(progress: Progress) -> int:
+            return _write_unclaimed(planned, writer, mine, tolerance, progress, stop)
+
+        done = write_shards(writer, mine, write_unclaimed, stop=stop, say=say)
+        seconds = time.monotonic() - started
+        return Extraction(len(planned.images), done.images, len(writer.rejected), done.unfinished, seconds)
 
 
-def _extract_unclaimed(
+def check_space(planned: Plan, output: Path) -> None:
+    """See that the rest of the store fits on the disk.
+
+    Raises:
+        DiskFullError: it does not.
+    """
+    refuse_full_disk(output, planned.bytes, advice="lower features.grid")
+
+
+def _write_unclaimed(
     planned: Plan,
     writer: StoreWriter,
     mine: Sequence[int],
-    policy: _RejectionPolicy,
+    tolerance: Tolerance,
     progress: Progress,
-    stop: Callable[[], bool],
+    stop: Stop,
 ) -> int:
-    """Write shards until nobody else has left any, and give back how many images they hold."""
+    """Write shards until nobody else has left any, and give back how many images they are about."""
     images, backbone, _ = planned
     extracted = 0
     parts: list[_Encoded] = []
@@ -202,16 +195,17 @@ def _extract_unclaimed(
     encoded = _encoded(decoded, backbone)
     with closing(decoded), closing(encoded):
         for part in encoded:
-            _stop_here(stop, writer)
+            stop_here(writer, stop)
             parts.append(part)
-            policy.count(part.ids, part.rejected)
+            tolerance.count(len(part.ids), part.rejected)
             progress.images_done(len(part.ids) + len(part.rejected), rejected=len(part.rejected))
             if part.last_of_shard:
                 _write(writer, parts)
                 parts = []
                 extracted += len(writer.rows(part.shard))
                 progress.shards_left(writer.missing, writer.rows)
-                policy.check(writer)
+                tolerance.check_store(writer)
+    tolerance.check_store(writer)
     return extracted
 
 
@@ -283,77 +277,8 @@ def _write(writer: StoreWriter, parts: Sequence[_Encoded]) -> None:
     writer.write(parts[0].shard, ids, images, rejected)
 
 
-class _RejectionPolicy:
-    """How many unusable images a run bears."""
-
-    def __init__(self, images: int, fraction: float) -> None:
-        self._images, self._fraction = images, fraction
-        self._allowed = max(TOLERATED, int(fraction * images)) if fraction > 0 else 0
-        self._in_a_row: list[Rejected] = []
-
-    def count(self, ids: Sequence[str], rejected: Sequence[Rejected]) -> None:
-        """Take note of a batch.
-
-        Raises:
-            InputDataError: the last batches held no usable image, and too many others.
-        """
-        self._in_a_row = [*self._in_a_row, *rejected] if not ids else []
-        if len(self._in_a_row) >= IN_A_ROW and self._fraction < 1:
-            raise InputDataError(
-                f"{len(self._in_a_row)} images in a row cannot be used, as when a disk is gone: "
-                f"{_first(self._in_a_row)}. The last shard was not written. See that the files are there and run the "
-                "same command with --retry-rejected; with --max-rejected-fraction 1 it goes on all the same"
-            )
-
-    def check(self, writer: StoreWriter) -> None:
-        """Look at all finished shards.
-
-        Raises:
-            InputDataError: too many of their images are unusable, or all.
-        """
-        rejected = writer.rejected
-        if len(rejected) > min(self._allowed, self._images - 1):
-            raise InputDataError(
-                f"{len(rejected)} of {self._images:,} images cannot be used; at most {self._allowed} may be so, and "
-                f"not all. The first: {_first(rejected)}. All are listed in {writer.list_rejected()}. Mend them and "
-                "run the same command with --retry-rejected, remove them and extract into a new folder, or give a "
-                "higher --max-rejected-fraction"
-            )
-
-
-def _first(rejected: Sequence[Rejected]) -> str:
-    return "; ".join(entry.reason for entry in rejected[:3])
-
-
-def _sleep(seconds: float, stop: Callable[[], bool], writer: StoreWriter) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        _stop_here(stop, writer)
-        time.sleep(0.05)
-
-
-def _stop_here(stop: Callable[[], bool], writer: StoreWriter) -> None:
-    if stop():
-        shards = writer.manifest.shards
-        raise Interrupted(
-            f"{shards - len(writer.missing)}/{shards} shards of {writer.path} are done. The same command goes on"
-        )
-
-
 def _device() -> torch.device:
     """The GPU of this process among those of its machine, where there is one."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-
-
-def _refuse_full_disk(output: Path, needed: int) -> None:
-    there = sum(file.stat().st_size for file in output.glob("*")) if output.is_dir() else 0
-    folder = next(parent for parent in [output, *output.absolute().parents] if parent.is_dir())
-    free = shutil.disk_usage(folder).free
-    if free < 1.1 * (needed - there):
-        raise DiskFullError(
-            errno.ENOSPC,
-            f"{output} needs {1.1 * (needed - there) / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free. Nothing was "
-            "written: free some space, give another --output, or lower features.grid",
-        )

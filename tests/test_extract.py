@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +132,18 @@ def test_a_dry_run_tries_some_images_and_writes_nothing(
         r"All would take about 0:00:\d\d with features\.workers=2",
         tried,
     )
+
+
+def test_a_dry_run_sees_that_the_disk_is_too_small(
+    images: Path,
+    settings: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert run(main, ["--dry-run", *arguments(images, tmp_path / "store", settings)]) == 6
+    assert "store needs 0.00 GB, but only 0.00 GB are free. Nothing was written: free" in capsys.readouterr().err
 
 
 def test_a_dry_run_shows_what_would_be_rejected(

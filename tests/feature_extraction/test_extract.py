@@ -352,7 +352,7 @@ def test_who_has_nothing_left_to_do_waits_for_the_others(
     lines: list[str] = []
     with StoreWriter(output, planned.manifest) as other:
         assert other.claim([2]) == 2
-        monkeypatch.setattr("feature_extraction.extract.POLL", 0.06)
+        monkeypatch.setattr("feature_extraction.shard_work.POLL", 0.06)
         asked = 0
 
         def give_up() -> bool:
