@@ -152,11 +152,11 @@ def run_plan(
     say: Say,
 ) -> Extraction:
     """Do what ``plan_extraction`` found, or this process's part of it; see ``extract_features``."""
-    started = time.monotonic()
     mine = (part or Part.of_launcher()).of(planned.manifest.shards)
     check_space(planned, output)
     if not (output / MANIFEST).exists():
         self_test(planned.backbone)  # before hours of work with a backbone that nobody has tried
+    started = time.monotonic()
     advice = "Mend them and run the same command with --retry-rejected, remove them and extract into a new folder"
     tolerance = Tolerance(images=planned.manifest.images, fraction=max_rejected_fraction, advice=advice)
     with StoreWriter(output, planned.manifest) as writer:
