@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from huggingface_hub import is_offline_mode
 from jaxtyping import UInt8
 from safetensors.torch import load_file
 from torch import Tensor
@@ -90,11 +92,14 @@ def _weights(name: str, settings: ExtractionSettings) -> tuple[dict[str, Tensor]
         file = weights_file(settings.region_weights, setting="features.region_weights")
         return load_file(file), str(file)
     best: Any = get_model_weights(name).DEFAULT
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(best.url).name)
     try:
+        if is_offline_mode() and not cached.is_file():  # torchvision knows no such mode
+            raise ConnectionError("HF_HUB_OFFLINE is set")
         return best.get_state_dict(progress=False, check_hash=True, weights_only=True), best.url
     except Exception as error:  # failures of the network, the disk and the hash have no common type
         raise InputDataError(
             f"The weights of torchvision/{name} could not be had from {best.url}: {type(error).__name__}: {error}. "
-            f"Check the connection, put the file into {torch.hub.get_dir()}/checkpoints, or give a safetensors file "
+            f"Check the connection, put the file into {cached.parent}, or give a safetensors file "
             "of the weights in features.region_weights"
         ) from error

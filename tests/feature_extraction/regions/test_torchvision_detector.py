@@ -149,6 +149,7 @@ def test_published_weights_are_read_without_running_code(
         return weights
 
     monkeypatch.setattr(get_model_weights(SQUASHES), "get_state_dict", get_state_dict)
+    monkeypatch.setattr("feature_extraction.regions.torchvision_detector.is_offline_mode", lambda: False)
     build(SQUASHES, region_image_size=64)
     assert asked == [{"progress": False, "check_hash": True, "weights_only": True}]
 
@@ -158,6 +159,7 @@ def test_weights_that_cannot_be_had_are_told_with_what_to_do(monkeypatch: pytest
         raise URLError("no route")
 
     monkeypatch.setattr(get_model_weights(SQUASHES), "get_state_dict", get_state_dict)
+    monkeypatch.setattr("feature_extraction.regions.torchvision_detector.is_offline_mode", lambda: False)
     with pytest.raises(InputDataError) as caught:
         build(SQUASHES)
     url = get_model_weights(SQUASHES).DEFAULT.url
@@ -166,3 +168,11 @@ def test_weights_that_cannot_be_had_are_told_with_what_to_do(monkeypatch: pytest
         f"the connection, put the file into {torch.hub.get_dir()}/checkpoints, or give a safetensors file of the "
         "weights in features.region_weights"
     )
+
+
+def test_nothing_is_downloaded_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(
+        InputDataError, match=r"could not be had from .*: ConnectionError: HF_HUB_OFFLINE is set\. Check"
+    ):
+        build(SQUASHES)
