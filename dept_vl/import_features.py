@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dept_vl.command_line import Parser, StopSignal, run, say
+
+if TYPE_CHECKING:
+    from feature_extraction.store_layout import Manifest
 
 EXAMPLES = """\
   python -m dept_vl.import_features --source train2014_obj36.h5 val2014_obj36.h5 --name butd_vg --output features/coco
@@ -33,6 +38,8 @@ def main(arguments: list[str]) -> None:
             say(f"  cannot be used: {entry.reason}")
         if options.dry_run:
             return
+        if options.output.exists():
+            _open_again(options, manifest)
         done = run_import(planned, options.output, stop=lambda: bool(stop), say=say)
     if done.imported == 0:
         say(f"{options.output} is finished already: {done.images:,} images, {done.rejected} rejected")
@@ -43,6 +50,22 @@ def main(arguments: list[str]) -> None:
             f"imported in {done.seconds:,.1f} s ({done.imported / done.seconds:,.0f} images/s, "
             f"{megabytes / done.seconds:,.0f} MB/s)"
         )
+
+
+def _open_again(options: argparse.Namespace, manifest: Manifest) -> None:
+    """Make shards of an existing store count as missing, as far as the user wants that."""
+    from feature_extraction.store_care import check, clear_damaged, forget_rejected
+    from feature_extraction.store_writer import refuse_another_store
+
+    if options.repair:
+        refuse_another_store(options.output, manifest)  # before anything is removed
+        report = check(options.output)
+        say(f"{options.output}: {report.summary}")
+        if report.faults:
+            clear_damaged(options.output, [fault.file for fault in report.faults])
+    if options.retry_rejected:
+        again = forget_rejected(options.output, manifest)
+        say(f"{len(again)} shards with rejected images are done again")
 
 
 def _parser() -> Parser:
@@ -92,6 +115,8 @@ def _parser() -> Parser:
         metavar="SHARE",
         help="of all images, 0 to 1: stop when more cannot be used; up to ten never stop, unless it is 0, the default",
     )
+    parser.add_argument("--retry-rejected", action="store_true", help="do again the shards with rejected images")
+    parser.add_argument("--repair", action="store_true", help="read all of the store, and write damaged shards anew")
     parser.add_argument("--dry-run", action="store_true", help="list the images and say what would be done")
     return parser
 

@@ -27,7 +27,8 @@ from feature_extraction.interchange.image_arrays import (
     looked,
     usable,
 )
-from feature_extraction.interchange.sources import Stop, listed
+from feature_extraction.interchange.sources import listed
+from feature_extraction.shard_work import Stop
 
 NAMES = {"features", *FIELDS, *VL_T5_NAMES, "img_w", "img_h"}
 _HEADERS: dict[tuple[int, int], Callable[[BufferedIOBase], tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {

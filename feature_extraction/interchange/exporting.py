@@ -11,20 +11,20 @@ import errno
 import io
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 
+from feature_extraction.disk import refuse_full_disk
 from feature_extraction.durable import PARTIAL_SUFFIX, remove, sync_directory
 from feature_extraction.errors import DiskFullError, InputDataError, Interrupted
-from feature_extraction.interchange.disk import refuse_full_disk
 from feature_extraction.interchange.image_arrays import VL_T5_NAMES
-from feature_extraction.interchange.sources import Stop
 from feature_extraction.interchange.vl_t5 import DATASETS
 from feature_extraction.progress import Progress, to_stderr
+from feature_extraction.shard_work import Say, Stop
 from feature_extraction.store import FeatureStore
 from feature_extraction.store_layout import MORE_FIELDS
 
@@ -68,7 +68,7 @@ def export_vl_t5(
     file: Path,
     *,
     stop: Stop = lambda: False,
-    say: Callable[[str], None] = to_stderr,
+    say: Say = to_stderr,
 ) -> Exported:
     """Write the features of a store as VL-T5 reads them. The store is verified, since HDF5 keeps no digests.
 
@@ -111,12 +111,12 @@ class _Disk(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, data: bytes | memoryview, /) -> int:  # type: ignore[override]
-        rest = memoryview(data).cast("B")
+    def write(self, data: object, /) -> int:
+        rest = memoryview(data).cast("B")  # type: ignore[arg-type]  # a buffer of whatever kind h5py has
         size = len(rest)
         try:
             while rest and self.error is None:
-                rest = rest[super().write(rest) :]
+                rest = rest[os.write(self.fileno(), rest) :]
         except OSError as error:
             self.error = error
         return size
@@ -130,7 +130,7 @@ class _Disk(io.FileIO):
         return size or 0
 
 
-def _write(store: FeatureStore, disk: _Disk, stop: Stop, say: Callable[[str], None]) -> int:
+def _write(store: FeatureStore, disk: _Disk, stop: Stop, say: Say) -> int:
     """Write all groups, and give back how many images have masked visual tokens."""
     ids, block = store.ids, store.settings.shard_size
     blocks = range(0, len(ids), block)

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from feature_extraction.cells import cell_boxes
-from feature_extraction.errors import InputDataError, Interrupted
-from feature_extraction.interchange.disk import refuse_full_disk
+from feature_extraction.disk import refuse_full_disk
 from feature_extraction.interchange.image_arrays import Look, Unusable
 from feature_extraction.interchange.shape import ImportSettings, check_settings, choose_shape
-from feature_extraction.interchange.sources import Sources, Stop, guess_format, open_source
+from feature_extraction.interchange.sources import Sources, guess_format, open_source
 from feature_extraction.progress import Progress, to_stderr
 from feature_extraction.settings import ExtractionSettings
+from feature_extraction.shard_work import Say, Stop, Tolerance, stop_here, write_shards
 from feature_extraction.store_layout import LAYOUT_VERSION, Manifest, Rejected, StoredImages, more_fields, plan
 from feature_extraction.store_writer import StoreWriter
-
-TOLERATED = 10  # unusable images that never stop a run, unless none is to be tolerated; as in an extraction
-POLL = 1.0  # seconds between looks at shards that other processes are writing
-
-Say = Callable[[str], None]
 
 
 class ImportPlan(NamedTuple):
@@ -34,7 +29,7 @@ class ImportPlan(NamedTuple):
     manifest: Manifest
     boxes: str  # regions, cells or zeros
     rejected: Mapping[str, Rejected]  # by image id: what cannot be used, as far as known without reading it
-    allowed: int  # unusable images
+    max_rejected_fraction: float  # of all images
 
     @property
     def bytes(self) -> int:
@@ -101,9 +96,7 @@ def plan_import(
             rejected[image_id] = _rejected(sources, image_id, reason)
         elif isinstance(look, Look):
             fewer = fewer or look.tokens < shape.tokens
-    fraction = settings.max_rejected_fraction
-    allowed = max(TOLERATED, int(fraction * len(sources.ids))) if fraction > 0 else 0
-    _refuse_too_many(list(rejected.values()), len(sources.ids), allowed)
+    _tolerance(len(sources.ids), settings.max_rejected_fraction).check(list(rejected.values()))
     manifest = plan(
         sources.ids,
         ExtractionSettings(backbone=f"imported/{settings.name}", shard_size=settings.shard_size),
@@ -119,43 +112,39 @@ def plan_import(
         more=more_fields((shape.fields - {"boxes"}) | ({"mask"} if fewer else set()), shape.tokens),
         source=_as_options(paths, settings),
     )
-    return ImportPlan(sources, manifest, shape.boxes, rejected, allowed)
+    return ImportPlan(sources, manifest, shape.boxes, rejected, settings.max_rejected_fraction)
 
 
 def run_import(planned: ImportPlan, output: Path, *, stop: Stop = lambda: False, say: Say = to_stderr) -> Imported:
     """Do what ``plan_import`` found; see ``import_features``."""
     started = time.monotonic()
     manifest = planned.manifest
-    there = sum(file.stat().st_size for file in output.glob("*")) if output.is_dir() else 0
-    refuse_full_disk(output, planned.bytes - there, advice="halve float32 features by --dtype float16")
-    imported = 0
+    refuse_full_disk(output, planned.bytes, advice="halve float32 features by --dtype float16")
+    tolerance = _tolerance(manifest.images, planned.max_rejected_fraction)
+    shards = range(manifest.shards)
     with StoreWriter(output, manifest) as writer:
-        missing = writer.missing
-        if writer.resumed and missing:
-            say(f"Resuming: {manifest.shards - len(missing)}/{manifest.shards} shards done")
-        total = sum(len(writer.rows(number)) for number in missing)
-        with Progress(images=total, shards=len(missing), say=say) as progress:
-            while True:
-                while (number := writer.claim(range(manifest.shards))) is not None:
-                    imported += _import_shard(planned, writer, number, progress, stop)
-                if not writer.missing:
-                    break
-                progress.wait(writer.others())
-                _sleep(POLL, writer, stop)
-        writer.finish()
-        return Imported(manifest.images, imported, len(writer.rejected), time.monotonic() - started)
+
+        def write_unclaimed(progress: Progress) -> int:
+            images = 0
+            while (number := writer.claim(shards)) is not None:
+                images += _write_shard(planned, writer, number, tolerance, progress, stop)
+            return images
+
+        done = write_shards(writer, shards, write_unclaimed, stop=stop, say=say)
+        return Imported(manifest.images, done.images, len(writer.rejected), time.monotonic() - started)
 
 
-def _import_shard(planned: ImportPlan, writer: StoreWriter, number: int, progress: Progress, stop: Stop) -> int:
-    """Write a shard, and give back how many images it is about."""
+def _write_shard(
+    planned: ImportPlan, writer: StoreWriter, number: int, tolerance: Tolerance, progress: Progress, stop: Stop
+) -> int:
+    """Read the images of a shard and write it, and give back how many images it is about."""
     rows = writer.rows(number)
     ids = planned.sources.ids[rows.start : rows.stop]
     arrays = {name: np.zeros((len(ids), *field.shape), field.dtype) for name, field in writer.manifest.fields.items()}
     good: list[str] = []
     rejected: list[Rejected] = []
     for image_id in ids:
-        if stop():
-            raise Interrupted(_how_far(writer))
+        stop_here(writer, stop)
         entry = planned.rejected.get(image_id)
         if entry is None:
             try:
@@ -165,7 +154,8 @@ def _import_shard(planned: ImportPlan, writer: StoreWriter, number: int, progres
                 entry = _rejected(planned.sources, image_id, str(reason))
         if entry is not None:
             rejected.append(entry)
-            _refuse_too_many([*writer.rejected, *rejected], writer.manifest.images, planned.allowed)
+            tolerance.check([*writer.rejected, *rejected])
+        tolerance.count(int(entry is None), [] if entry is None else [entry])
         progress.images_done(1, rejected=int(entry is not None))
     writer.write(number, good, {name: array[: len(good)] for name, array in arrays.items()}, rejected)
     progress.shards_left(writer.missing, writer.rows)
@@ -179,22 +169,20 @@ def _read_into(arrays: StoredImages, row: int, planned: ImportPlan, image_id: st
         Unusable: see ``Sources.read``; or its features are too large for float16.
     """
     found = planned.sources.read(image_id)
-    count = len(found["features"])
-    dtype = arrays["features"].dtype
-    with np.errstate(over="ignore"):
-        features = found["features"].astype(dtype, copy=False)
-    if not np.isfinite(features).all():
-        raise Unusable(f"features reach {np.abs(found['features']).max():.4g}, too large for {dtype}")
+    features, dtype = found["features"], arrays["features"].dtype
+    count = len(features)
+    if features.dtype != dtype:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite
+            found["features"] = features.astype(dtype)
+        if not np.isfinite(found["features"]).all():
+            raise Unusable(f"features reach {np.abs(features).max():.4g}, too large for {dtype}")
     if planned.boxes == "cells":
-        side = math.isqrt(count)
-        found["boxes"] = cell_boxes(rows=side, columns=side)
+        found["boxes"] = cell_boxes(rows=math.isqrt(count), columns=math.isqrt(count))
     if "mask" in arrays:
         found.setdefault("mask", np.ones(count, np.bool_))
     for name in arrays.keys() & found.keys():
-        array = features if name == "features" else found[name]
-        arrays[name][row] = array if name == "image_size" else 0
-        if name != "image_size":
-            arrays[name][row, :count] = array
+        rows = slice(None) if name == "image_size" else slice(count)
+        arrays[name][row, rows] = found[name]
 
 
 def _rejected(sources: Sources, image_id: str, reason: str) -> Rejected:
@@ -202,26 +190,9 @@ def _rejected(sources: Sources, image_id: str, reason: str) -> Rejected:
     return Rejected(image_id, place, f"{place}: {reason}")
 
 
-def _refuse_too_many(rejected: Sequence[Rejected], images: int, allowed: int) -> None:
-    if len(rejected) > min(allowed, images - 1):
-        first = "; ".join(entry.reason for entry in rejected[:3])
-        raise InputDataError(
-            f"{len(rejected)} of {images:,} images cannot be used; at most {allowed} may be so, and not all. The "
-            f"first: {first}. Get their features anew, or leave them out by a higher --max-rejected-fraction"
-        )
-
-
-def _sleep(seconds: float, writer: StoreWriter, stop: Stop) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if stop():
-            raise Interrupted(_how_far(writer))
-        time.sleep(0.05)
-
-
-def _how_far(writer: StoreWriter) -> str:
-    shards = writer.manifest.shards
-    return f"{shards - len(writer.missing)}/{shards} shards of {writer.path} are done. The same command goes on"
+def _tolerance(images: int, fraction: float) -> Tolerance:
+    advice = "Get their features anew and run the same command with --retry-rejected, leave them out of the source"
+    return Tolerance(images=images, fraction=fraction, advice=advice)
 
 
 def _as_options(paths: Sequence[Path], settings: ImportSettings) -> list[str]:

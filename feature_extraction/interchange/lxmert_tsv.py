@@ -15,13 +15,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from feature_extraction.errors import InputDataError
 from feature_extraction.interchange.image_arrays import Look, Unusable, look_of, looked, usable
-from feature_extraction.interchange.sources import Stop, listed, twice
+from feature_extraction.interchange.sources import listed, twice
+from feature_extraction.shard_work import Stop
 
 LXMERT = (
     *("img_id", "img_h", "img_w", "obj_id", "obj_conf", "attr_id", "attr_conf"),
@@ -32,7 +33,11 @@ LAYOUTS = {len(layout): layout for layout in (LXMERT, BOTTOM_UP)}
 LONGEST_LINE = 256 * 2**20  # bytes; 100 regions of width 2048 take 1.1 million
 
 _WHOLE_NUMBERS = ("img_h", "img_w", "num_boxes")
-_COLUMNS = {"obj_id": "<i8", "attr_id": "<i8", "obj_conf": "<f4", "attr_conf": "<f4", "boxes": "<f4", "features": "<f4"}
+_INT64, _FLOAT32 = np.dtype("<i8"), np.dtype("<f4")
+_COLUMNS: dict[str, np.dtype[Any]] = {
+    **dict.fromkeys(("obj_id", "attr_id"), _INT64),
+    **dict.fromkeys(("obj_conf", "attr_conf", "boxes", "features"), _FLOAT32),
+}
 
 
 class Line(NamedTuple):
@@ -91,7 +96,10 @@ class TSVFile:
         found: dict[str, np.ndarray] = {}
         for name, text in columns.items():
             if name in _COLUMNS:
-                array = np.frombuffer(_decoded(name, text), dtype=_COLUMNS[name])
+                raw = _decoded(name, text)
+                if len(raw) % (boxes * _COLUMNS[name].itemsize):
+                    raise Unusable(_wrong_size(name, len(raw), boxes))
+                array = np.frombuffer(raw, _COLUMNS[name])
                 found[name] = array.reshape(boxes, -1) if name in ("boxes", "features") else array
             else:
                 found[name] = np.array(int(text))
@@ -120,8 +128,8 @@ class TSVFile:
         boxes, coded = int(named["num_boxes"]), named["features"]
         size = len(coded) // 4 * 3 - coded[-2:].count(b"=")
         if boxes == 0 or size % (4 * boxes):
-            raise Unusable(f"{size:,} bytes of features do not make {boxes} regions of float32")
-        return look_of((boxes, size // (4 * boxes)), np.dtype("<f4"), named)
+            raise Unusable(_wrong_size("features", size, boxes))
+        return look_of((boxes, size // (4 * boxes)), _FLOAT32, named)
 
 
 def open_source(path: Path, stop: Stop) -> TSVFile:
@@ -149,6 +157,10 @@ def _decoded(name: str, text: bytes) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
         raise Unusable(f"{name} are no base64: {error}") from error
+
+
+def _wrong_size(name: str, size: int, boxes: int) -> str:
+    return f"{size:,} bytes of {name} do not make {boxes} regions of {_COLUMNS[name]}"
 
 
 def _text(column: bytes) -> str:

@@ -6,7 +6,7 @@ once to import them. Nothing is unpickled, no id becomes a path, and links out o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -15,6 +15,7 @@ import numpy as np
 
 from feature_extraction.errors import InputDataError, Interrupted, UsageError
 from feature_extraction.interchange.image_arrays import Look, Unusable, attempt
+from feature_extraction.shard_work import Stop
 
 FORMATS = {
     "vl_t5": "an HDF5 file with a group for each image, as VL-T5 has",
@@ -24,7 +25,6 @@ FORMATS = {
 }
 
 Looks = Mapping[str, Look | Unusable]  # by image id
-Stop = Callable[[], bool]
 _Entry = TypeVar("_Entry")
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from feature_extraction.interchange.folders import files_by_id, refuse_irregular
 from feature_extraction.interchange.hdf5 import features_of, member, names_in, open_hdf5, raw_name, read_arrays
 from feature_extraction.interchange.image_arrays import Look, Unusable, look_of, looked, usable
-from feature_extraction.interchange.sources import Stop, listed
+from feature_extraction.interchange.sources import listed
+from feature_extraction.shard_work import Stop
 
 
 class VLAdapterFolder:

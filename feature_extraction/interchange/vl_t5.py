@@ -36,7 +36,8 @@ from feature_extraction.interchange.image_arrays import (
     looked,
     usable,
 )
-from feature_extraction.interchange.sources import Stop, listed
+from feature_extraction.interchange.sources import listed
+from feature_extraction.shard_work import Stop
 
 DATASETS = ("features", "boxes", *VL_T5_NAMES, "img_w", "img_h", "mask")
 _DATASETS = frozenset(DATASETS)

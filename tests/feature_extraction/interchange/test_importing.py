@@ -6,13 +6,14 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from feature_extraction import shard_work
 from feature_extraction.cells import cell_boxes
 from feature_extraction.errors import DiskFullError, IncompatibleError, InputDataError, Interrupted, UsageError
 from feature_extraction.interchange import importing
@@ -302,7 +303,10 @@ def test_images_unlike_most_are_refused_and_named(
     assert f"{path}, group '{IDS[0]}': float32 features of width 4 with {every}, {most}" in text
     assert f"{path}, group '{IDS[1]}': float32 features of width 8 with {every[15:]}, {most}" in text
     assert f"{path}, group '{IDS[2]}': float16 features of width 8" in text
-    assert text.endswith("Get their features anew, or leave them out by a higher --max-rejected-fraction")
+    assert text.endswith(
+        "Get their features anew and run the same command with --retry-rejected, leave them out of the source, or give "
+        "a higher --max-rejected-fraction"
+    )
     assert not (tmp_path / "store").exists()
 
 
@@ -393,20 +397,26 @@ def test_a_stopped_import_goes_on_to_the_same_bytes(
 
 
 def test_a_stop_at_any_system_call_loses_nothing(
-    h5: Path, tmp_path: Path, quiet: Callable[[str], None], contents: Callable[[Path], dict[str, bytes]], fates: Any
+    h5: Path,
+    tmp_path: Path,
+    quiet: Callable[[str], None],
+    contents: Callable[[Path], dict[str, bytes]],
+    fates: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Here the stopped process lives on, so that its last claim is only taken over when it has expired.
+    monkeypatch.setattr(importing, "StoreWriter", partial(importing.StoreWriter, heartbeat=0.01, expiry=0.1))
+    monkeypatch.setattr(shard_work, "POLL", 0.01)
     planned = plan_import([h5], NAMED, say=quiet)
-    run_import(planned, tmp_path / "whole", say=quiet)
-    for number in range(1, 200):
+    with fates.at(0, fates.stop_within) as calls:
+        run_import(planned, tmp_path / "whole", say=quiet)
+    assert calls.count > 10
+    for number in range(1, calls.count + 1):
         output = tmp_path / f"store{number}"
-        with fates.at(number, fates.stop_within) as calls, suppress(fates.Stop):
+        with fates.at(number, fates.stop_within), pytest.raises(fates.Stop):
             run_import(planned, output, say=quiet)
-        if calls.count < number:
-            break
         run_import(planned, output, say=quiet)
         assert contents(output) == contents(tmp_path / "whole"), number
-        shutil.rmtree(output)
-    assert number > 10
 
 
 def test_a_store_of_other_features_is_not_gone_on_with(h5: Path, tmp_path: Path) -> None:
@@ -420,7 +430,7 @@ def test_shards_of_others_are_waited_for(
 ) -> None:
     planned = plan_import([h5], NAMED, say=lambda line: None)
     run_import(planned, tmp_path / "whole", say=lambda line: None)
-    monkeypatch.setattr(importing, "POLL", 0.01)
+    monkeypatch.setattr(shard_work, "POLL", 0.01)
     lines: list[str] = []
     with importing.StoreWriter(tmp_path / "store", planned.manifest) as other:
         assert other.claim([1]) == 1
