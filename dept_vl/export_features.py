@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
         if error.name != "h5py":
             raise
         raise UsageError("HDF5 files need the package h5py. Install it: pip install 'dept_vl[import]'") from error
-    from feature_extraction.store import FeatureStore
+    from feature_extraction.store.reader import FeatureStore
 
     store = FeatureStore.open(options.store)
     size = check_export(store, options.output)

@@ -17,7 +17,7 @@ from dept_vl.command_line import Parser, StopSignal, run, say
 from dept_vl.config import layer_names, load_settings
 from feature_extraction.errors import InputDataError, UsageError
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.store_layout import read_manifest
+from feature_extraction.store.layout import read_manifest
 
 if TYPE_CHECKING:
     from feature_extraction.extract import Extraction, Part, Plan
@@ -119,7 +119,7 @@ def _extract(options: argparse.Namespace) -> None:
 def _write(planned: Plan, store: Path, part: Part, options: argparse.Namespace) -> None:
     """Write the store, and say what came of it; of processes launched together only the first speaks."""
     from feature_extraction.extract import run_plan
-    from feature_extraction.store_care import forget_rejected
+    from feature_extraction.store.care import forget_rejected
 
     speaks = part.strict or part.index == 0
     if speaks:
@@ -192,7 +192,7 @@ def _preview(planned: Plan, output: Path, count: int) -> None:
 
 
 def _verify(store: Path) -> None:
-    from feature_extraction.store_care import check
+    from feature_extraction.store.care import check
 
     with _reading() as progress:
         report = check(store, progress=progress)
@@ -201,15 +201,15 @@ def _verify(store: Path) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from feature_extraction.store_care import describe
+    from feature_extraction.store.care import describe
 
     for line in describe(options.inspect):
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
-    from feature_extraction.image_sources import list_images
+    from feature_extraction.images.sources import list_images
     from feature_extraction.samples import draw_contact_sheet
-    from feature_extraction.store import FeatureStore
+    from feature_extraction.store.reader import FeatureStore
 
     path = options.inspect.with_name(options.inspect.name + ".contact_sheet.png")
     try:
@@ -224,7 +224,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _repair(options: argparse.Namespace) -> None:
-    from feature_extraction.store_care import check, clear_damaged
+    from feature_extraction.store.care import check, clear_damaged
 
     store = options.repair
     with _reading() as progress:
@@ -236,7 +236,7 @@ def _repair(options: argparse.Namespace) -> None:
         return
 
     from feature_extraction.extract import Part, plan_extraction
-    from feature_extraction.store_writer import refuse_another_store
+    from feature_extraction.store.writer import refuse_another_store
 
     source = _source_of(store, options)
     planned = plan_extraction(source.images, _settings_of(store, options.settings), **source.columns)

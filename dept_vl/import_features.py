@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dept_vl.command_line import Parser, StopSignal, run, say
 
 if TYPE_CHECKING:
-    from feature_extraction.store_layout import Manifest
+    from feature_extraction.store.layout import Manifest
 
 EXAMPLES = """\
   python -m dept_vl.import_features --source train2014_obj36.h5 val2014_obj36.h5 --name butd_vg --output features/coco
@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> None:
 
 def _open_again(options: argparse.Namespace, manifest: Manifest) -> None:
     """Make shards of an existing store count as missing, as far as the user wants that."""
-    from feature_extraction.store_care import check, clear_damaged, forget_rejected
-    from feature_extraction.store_writer import refuse_another_store
+    from feature_extraction.store.care import check, clear_damaged, forget_rejected
+    from feature_extraction.store.writer import refuse_another_store
 
     if options.repair:
         refuse_another_store(options.output, manifest)  # before anything is removed

@@ -25,7 +25,7 @@ from dept_vl.run_folder import LoadedRun, choose_task, load_run, read_record, ta
 from dept_vl.settings import Settings, TaskSettings
 from dept_vl.tasks.task import Task
 from dept_vl.types import Batch, Example, Prediction, Scores
-from feature_extraction.store_layout import digest
+from feature_extraction.store.layout import digest
 from feature_extraction.weights import weight_digest
 
 

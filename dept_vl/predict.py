@@ -15,7 +15,7 @@ from feature_extraction.backbones import Backbone as ImageBackbone
 from feature_extraction.backbones import build_backbone
 from feature_extraction.differences import refuse_differences
 from feature_extraction.errors import InputDataError
-from feature_extraction.store import StoredImage
+from feature_extraction.store.reader import StoredImage
 
 
 class Predictor:

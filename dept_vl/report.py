@@ -13,7 +13,7 @@ from feature_extraction.errors import InputDataError, UsageError
 
 if TYPE_CHECKING:
     from dept_vl.types import Example, Prediction
-    from feature_extraction.images import ImageFile
+    from feature_extraction.images.decoding import ImageFile
 
 EXAMPLES = "  python -m dept_vl.report --run runs/dept --split test --images data/images"
 
@@ -73,7 +73,7 @@ def report_run(
     from dept_vl.config import settings_from_yaml
     from dept_vl.run_folder import choose_task, read_record, task_folder
     from dept_vl.tasks.task import load_task
-    from feature_extraction.image_sources import list_images
+    from feature_extraction.images.sources import list_images
 
     record = read_record(folder)
     settings = settings_from_yaml(folder / "config.yaml")

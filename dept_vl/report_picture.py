@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from feature_extraction.images import ImageFile, ImageRejected, decode_image
+from feature_extraction.images.decoding import ImageFile, ImageRejected, decode_image
 
 BLUE, GREEN, RED, GREY, PALE, BLACK = "#2f5d8a", "#1f7a3d", "#b3261e", "#666666", "#dddddd", "#000000"
 WIDTH, MARGIN, DPI = 13.0, 0.4, 100

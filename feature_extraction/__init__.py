@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from feature_extraction.extract import extract_features
     from feature_extraction.settings import ExtractionSettings
-    from feature_extraction.store import FeatureStore
+    from feature_extraction.store.reader import FeatureStore
 
 __all__ = ["ExtractionSettings", "FeatureStore", "extract_features"]
 
-_HOMES = {"ExtractionSettings": "settings", "FeatureStore": "store", "extract_features": "extract"}
+_HOMES = {"ExtractionSettings": "settings", "FeatureStore": "store.reader", "extract_features": "extract"}
 
 
 def __getattr__(name: str) -> object:

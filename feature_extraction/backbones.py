@@ -13,17 +13,17 @@ from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from feature_extraction.cells import cell_boxes
 from feature_extraction.errors import UsageError
-from feature_extraction.forward_pass import ForwardPass
-from feature_extraction.images import Decoding, decode_image
-from feature_extraction.inputs import Inputs, Preparation
-from feature_extraction.preprocessing import WHOLE, boxes_in_image, boxes_on_square
+from feature_extraction.images.decoding import Decoding, decode_image
+from feature_extraction.images.inputs import Inputs, Preparation
+from feature_extraction.images.preprocessing import WHOLE, boxes_in_image, boxes_on_square
 from feature_extraction.regions.regions import RegionSource, region_features
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.settings_check import check_settings
-from feature_extraction.store_layout import LAYOUT_VERSION, StoredImage, StoredImages, more_fields
+from feature_extraction.store.layout import LAYOUT_VERSION, StoredImage, StoredImages, more_fields
 from feature_extraction.towers.build import build_tower
+from feature_extraction.towers.cells import cell_boxes
+from feature_extraction.towers.forward_pass import ForwardPass
 from feature_extraction.towers.tower import FeatureMaps, Tower
 from feature_extraction.weights import weight_digest
 

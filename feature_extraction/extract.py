@@ -16,17 +16,17 @@ import numpy as np
 import torch
 
 from feature_extraction.backbones import Backbone, build_backbone
-from feature_extraction.batches import Batch, DecodedBatch, decoded_batches, shard_batches
 from feature_extraction.disk import refuse_full_disk
 from feature_extraction.errors import UsageError
-from feature_extraction.image_sources import list_images
-from feature_extraction.images import ImageFile
+from feature_extraction.images.batches import Batch, DecodedBatch, decoded_batches, shard_batches
+from feature_extraction.images.decoding import ImageFile
+from feature_extraction.images.sources import list_images
 from feature_extraction.progress import Progress, to_stderr
 from feature_extraction.self_test import self_test
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.shard_work import Say, Stop, Tolerance, stop_here, write_shards
-from feature_extraction.store_layout import MANIFEST, Manifest, Rejected, StoredImages, plan
-from feature_extraction.store_writer import StoreWriter
+from feature_extraction.store.layout import MANIFEST, Manifest, Rejected, StoredImages, plan
+from feature_extraction.store.writer import StoreWriter
 
 # Batches encoded beside each other. Each needs memory for its feature maps; on a GPU the second one's copies to and
 # from the device overlap with the first one's arithmetic.

@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from feature_extraction.batches import Batch, decode_batch
 from feature_extraction.durable import write_durably
 from feature_extraction.extract import Plan
-from feature_extraction.images import Decoding, ImageFile, ImageRejected, decode_image
-from feature_extraction.pictures import contact_sheet, draw_boxes
-from feature_extraction.store import FeatureStore
-from feature_extraction.store_layout import Rejected
+from feature_extraction.images.batches import Batch, decode_batch
+from feature_extraction.images.decoding import Decoding, ImageFile, ImageRejected, decode_image
+from feature_extraction.images.pictures import contact_sheet, draw_boxes
+from feature_extraction.store.layout import Rejected
+from feature_extraction.store.reader import FeatureStore
 
 SHEET_COLUMNS, SHEET_TILE = 4, 240  # pixels; a sheet shows three rows
 

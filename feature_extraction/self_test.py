@@ -8,8 +8,8 @@ from jaxtyping import Float16, Float32, UInt8
 
 from feature_extraction.backbones import Backbone
 from feature_extraction.errors import UsageError
-from feature_extraction.inputs import Inputs
-from feature_extraction.store_layout import StoredImages
+from feature_extraction.images.inputs import Inputs
+from feature_extraction.store.layout import StoredImages
 
 SIZES = ((32, 48), (48, 16), (24, 24))  # height and width in pixels: wide, tall and square pictures
 MOST = 64  # pictures in a batch

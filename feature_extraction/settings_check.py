@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from feature_extraction.errors import UsageError
-from feature_extraction.preprocessing import RESIZES
+from feature_extraction.images.preprocessing import RESIZES
 from feature_extraction.settings import ExtractionSettings
 
 LEAST = {

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from feature_extraction.errors import InputDataError, Interrupted
 from feature_extraction.progress import Progress
-from feature_extraction.store_layout import Rejected
-from feature_extraction.store_writer import StoreWriter
+from feature_extraction.store.layout import Rejected
+from feature_extraction.store.writer import StoreWriter
 
 POLL = 1.0  # seconds between looks at shards that other processes are writing
 TOLERATED = 10  # rejected images that never stop a run, unless none is to be tolerated

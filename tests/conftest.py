@@ -29,8 +29,8 @@ from dept_vl.model.backbone import Backbone, tokenizer_digest, weight_digest
 from dept_vl.train import main as train_main
 from dept_vl.types import Batch
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.store_layout import plan
-from feature_extraction.store_writer import StoreWriter
+from feature_extraction.store.layout import plan
+from feature_extraction.store.writer import StoreWriter
 
 torch.set_num_threads(1)
 

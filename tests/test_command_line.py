@@ -258,7 +258,7 @@ def test_a_wrong_setting_is_told_without_loading_torch() -> None:
 def test_the_package_its_records_its_scores_and_its_tasks_load_no_torch() -> None:
     without_torch(
         "import importlib, pkgutil\n"
-        "import dept_vl, dept_vl.types, dept_vl.config, dept_vl.leaderboard, feature_extraction.store\n"
+        "import dept_vl, dept_vl.types, dept_vl.config, dept_vl.leaderboard, feature_extraction.store.reader\n"
         "for package in ('dept_vl.metrics', 'dept_vl.tasks'):\n"
         "    module = importlib.import_module(package)\n"
         "    for found in pkgutil.iter_modules(module.__path__):\n"

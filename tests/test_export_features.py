@@ -16,8 +16,8 @@ from dept_vl.command_line import run
 from dept_vl.export_features import main
 from feature_extraction import FeatureStore
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.store_layout import more_fields, plan
-from feature_extraction.store_writer import StoreWriter
+from feature_extraction.store.layout import more_fields, plan
+from feature_extraction.store.writer import StoreWriter
 
 IDS = tuple(f"image_{number:03d}" for number in range(6))
 

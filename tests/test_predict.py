@@ -17,7 +17,7 @@ from dept_vl import Predictor, evaluate_run
 from dept_vl.train import main
 from feature_extraction import ExtractionSettings, extract_features
 from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
-from feature_extraction.images import ImageRejected
+from feature_extraction.images.decoding import ImageRejected
 
 
 def save_vision_model(folder: Path, *, seed: int) -> None:

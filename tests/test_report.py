@@ -20,7 +20,7 @@ from dept_vl.report_picture import Answer
 from dept_vl.tasks.task import load_task
 from dept_vl.types import Example, Prediction
 from feature_extraction.errors import InputDataError, UsageError
-from feature_extraction.images import ImageFile
+from feature_extraction.images.decoding import ImageFile
 
 TOY_DATA = Path(__file__).parent / "toy_data" / "vqa"
 

@@ -27,7 +27,7 @@ from dept_vl.run_folder import (
 from dept_vl.settings import MethodSettings, Settings, TaskSettings, TrainingSettings
 from dept_vl.types import Batch
 from feature_extraction.errors import DamagedError, IncompatibleError, InputDataError, UsageError
-from feature_extraction.store_layout import seal, unseal
+from feature_extraction.store.layout import seal, unseal
 
 SETTINGS = Settings(training=TrainingSettings(steps=5))
 PAIR = replace(SETTINGS, tasks={"vqa": TaskSettings(), "nlvr2": TaskSettings("nlvr2", module="nlvr2")})

@@ -25,9 +25,9 @@ from feature_extraction.errors import InputDataError
 if TYPE_CHECKING:
     from feature_extraction.backbones import Backbone
     from feature_extraction.extract import Plan
-    from feature_extraction.images import ImageFile
-    from feature_extraction.inputs import Inputs
-    from feature_extraction.store_layout import StoredImages
+    from feature_extraction.images.decoding import ImageFile
+    from feature_extraction.images.inputs import Inputs
+    from feature_extraction.store.layout import StoredImages
 
 EXAMPLES = """\
   python -m dept_vl.bench.extraction
@@ -106,7 +106,7 @@ def make_photos(folder: Path, count: int) -> None:
 def some_of(planned: Plan, count: int) -> Plan:
     """The plan for so many of its images."""
     from feature_extraction.samples import spread
-    from feature_extraction.store_layout import plan
+    from feature_extraction.store.layout import plan
 
     images, backbone = spread(planned.images, count), planned.backbone
     ids = [image.image_id for image in images]
@@ -128,8 +128,8 @@ def time_stages(planned: Plan, folder: Path) -> tuple[list[Stage], float]:
 
 def _decode_and_resize(images: Sequence[ImageFile], backbone: Backbone) -> tuple[list[Stage], list[Ready]]:
     """Both stages in this process, and the first batches of what they make."""
-    from feature_extraction.images import ImageRejected, decode_image, read_image
-    from feature_extraction.inputs import Inputs
+    from feature_extraction.images.decoding import ImageRejected, decode_image, read_image
+    from feature_extraction.images.inputs import Inputs
 
     size = backbone.settings.batch_size
     decoding = resizing = 0.0
@@ -157,7 +157,7 @@ def _decode_and_resize(images: Sequence[ImageFile], backbone: Backbone) -> tuple
 
 
 def _workers(images: Sequence[ImageFile], backbone: Backbone) -> Stage:
-    from feature_extraction.batches import decoded_batches, shard_batches
+    from feature_extraction.images.batches import decoded_batches, shard_batches
 
     workers = backbone.settings.workers
     batches = shard_batches(0, images, backbone.settings.batch_size)
@@ -191,7 +191,7 @@ def _encode(ready: Sequence[Ready], backbone: Backbone, count: int) -> tuple[lis
 
 def _write(found: Sequence[StoredImages], planned: Plan, folder: Path) -> Stage:
     """What was found, over and over, until the store is full."""
-    from feature_extraction.store_writer import StoreWriter
+    from feature_extraction.store.writer import StoreWriter
 
     ids = [image.image_id for image in planned.images]
     many = {name: np.concatenate([batch[name] for batch in found]) for name in planned.manifest.fields}
@@ -209,7 +209,7 @@ def _write(found: Sequence[StoredImages], planned: Plan, folder: Path) -> Stage:
 
 def _whole(planned: Plan, folder: Path) -> Stage:
     from feature_extraction.extract import run_plan
-    from feature_extraction.store_writer import StoreWriter
+    from feature_extraction.store.writer import StoreWriter
 
     with StoreWriter(folder, planned.manifest):  # a store that is there needs no self-test
         pass

@@ -21,9 +21,9 @@ from jaxtyping import Float16, Float32
 from dept_vl.command_line import Parser, run, say
 from feature_extraction.errors import UsageError
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.store import FeatureStore
-from feature_extraction.store_layout import plan
-from feature_extraction.store_writer import StoreWriter
+from feature_extraction.store.layout import plan
+from feature_extraction.store.reader import FeatureStore
+from feature_extraction.store.writer import StoreWriter
 
 TOKENS, WIDTH = 36, 2048  # of VL-T5's features
 EXAMPLES = "  python -m dept_vl.bench.feature_store --images 5000"

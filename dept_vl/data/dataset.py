@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float16, Float32, Int64
 from dept_vl.data.order import TARGETS, random_stream
 from dept_vl.data.tokens import TokenIds, TokenTable
 from dept_vl.types import Example
-from feature_extraction.store_layout import StoredImage
+from feature_extraction.store.layout import StoredImage
 
 NO_TARGET = -1
 Features = Float16[np.ndarray, "I V D"] | Float32[np.ndarray, "I V D"]  # as the store holds them

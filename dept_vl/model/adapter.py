@@ -22,7 +22,7 @@ from dept_vl.model.vl_t5 import VLT5
 from feature_extraction.differences import refuse_differences
 from feature_extraction.durable import sha256_of_file, write_durably
 from feature_extraction.errors import DamagedError, InputDataError
-from feature_extraction.store_layout import seal, unseal
+from feature_extraction.store.layout import seal, unseal
 
 FORMAT = 1
 CONFIG_NAME, TENSORS_NAME, CARD_NAME = "adapter_config.json", "adapter_model.safetensors", "README.md"

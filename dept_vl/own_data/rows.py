@@ -13,8 +13,8 @@ from typing import NamedTuple
 from dept_vl.formats.files import Faults, count_and_first
 from dept_vl.own_data.table import Column, Line, keys_of, read_lines, texts
 from feature_extraction.errors import InputDataError
-from feature_extraction.image_sources import list_images
-from feature_extraction.images import ImageFile
+from feature_extraction.images.decoding import ImageFile
+from feature_extraction.images.sources import list_images
 
 TRUTHS = {**dict.fromkeys(("true", "1", "yes"), "True"), **dict.fromkeys(("false", "0", "no"), "False")}
 SPLITS = {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from feature_extraction.durable import PARTIAL_SUFFIX, commit_directory, sha256_of_file, write_durably
 from feature_extraction.errors import DamagedError
-from feature_extraction.store_layout import seal, unseal
+from feature_extraction.store.layout import seal, unseal
 
 KEPT = 2  # checkpoints
 TENSOR_FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors")

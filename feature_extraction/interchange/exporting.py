@@ -25,8 +25,8 @@ from feature_extraction.interchange.image_arrays import VL_T5_NAMES
 from feature_extraction.interchange.vl_t5 import DATASETS
 from feature_extraction.progress import Progress, to_stderr
 from feature_extraction.shard_work import Say, Stop
-from feature_extraction.store import FeatureStore
-from feature_extraction.store_layout import MORE_FIELDS
+from feature_extraction.store.layout import MORE_FIELDS
+from feature_extraction.store.reader import FeatureStore
 
 OVERHEAD = 4096  # bytes per image of HDF5's own, more than ever seen
 

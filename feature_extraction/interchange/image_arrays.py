@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from feature_extraction.store_layout import MORE_FIELDS
+from feature_extraction.store.layout import MORE_FIELDS
 
 FIELDS = {"boxes": ("float32", ("V", 4)), **MORE_FIELDS}
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from feature_extraction.cells import cell_boxes
 from feature_extraction.disk import refuse_full_disk
 from feature_extraction.interchange.image_arrays import Look, Unusable
 from feature_extraction.interchange.shape import ImportSettings, check_settings, choose_shape
@@ -18,8 +17,9 @@ from feature_extraction.interchange.sources import Sources, guess_format, open_s
 from feature_extraction.progress import Progress, to_stderr
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.shard_work import Say, Stop, Tolerance, stop_here, write_shards
-from feature_extraction.store_layout import LAYOUT_VERSION, Manifest, Rejected, StoredImages, more_fields, plan
-from feature_extraction.store_writer import StoreWriter
+from feature_extraction.store.layout import LAYOUT_VERSION, Manifest, Rejected, StoredImages, more_fields, plan
+from feature_extraction.store.writer import StoreWriter
+from feature_extraction.towers.cells import cell_boxes
 
 
 class ImportPlan(NamedTuple):

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from feature_extraction.errors import InputDataError
-from feature_extraction.inputs import Inputs
-from feature_extraction.preprocessing import Transform
+from feature_extraction.images.inputs import Inputs
+from feature_extraction.images.preprocessing import Transform
 from feature_extraction.regions.boxes_formats import read_boxes
 from feature_extraction.regions.regions import Candidates, Choice, Regions, choose, padded
 from feature_extraction.settings import ExtractionSettings

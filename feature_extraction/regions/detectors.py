@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from feature_extraction.errors import UsageError
-from feature_extraction.inputs import Inputs
-from feature_extraction.preprocessing import Transform, View
+from feature_extraction.images.inputs import Inputs
+from feature_extraction.images.preprocessing import Transform, View
 from feature_extraction.regions.regions import Candidates, Choice, Regions, choose, padded
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.weights import weight_digest

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 from torchvision.ops import nms, roi_align
 
-from feature_extraction.inputs import Inputs
-from feature_extraction.preprocessing import Transform
+from feature_extraction.images.inputs import Inputs
+from feature_extraction.images.preprocessing import Transform
 from feature_extraction.settings import ExtractionSettings
 
 ROI_CELLS, ROI_SAMPLES = 7, 2  # RoIAlign: 7 x 7 cells of 2 x 2 samples each, averaged

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
 
 from feature_extraction.errors import InputDataError, UsageError
-from feature_extraction.preprocessing import Preprocessing
+from feature_extraction.images.preprocessing import Preprocessing
 from feature_extraction.quiet_transformers import quiet
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.towers.tower import FeatureMaps, Tower, tokens_as_map

@@ -31,7 +31,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from feature_extraction.errors import UsageError
-from feature_extraction.preprocessing import WHOLE, View
+from feature_extraction.images.preprocessing import WHOLE, View
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.towers.tower import FeatureMaps, Tower, boxes_of_whole_images
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from feature_extraction.errors import InputDataError, UsageError
-from feature_extraction.preprocessing import Preprocessing
+from feature_extraction.images.preprocessing import Preprocessing
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.towers.tower import FeatureMaps, Tower, tokens_as_map
 from feature_extraction.weights import weights_file, weights_of_another_network

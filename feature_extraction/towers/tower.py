@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from feature_extraction.errors import UsageError
-from feature_extraction.preprocessing import WHOLE, Transform
+from feature_extraction.images.preprocessing import WHOLE, Transform
 
 
 class FeatureMaps(NamedTuple):

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from dept_vl.bench.extraction import PHOTO, main, make_photos
 from feature_extraction.errors import InputDataError
-from feature_extraction.images import decode_image
+from feature_extraction.images.decoding import decode_image
 
 STAGES = (
     "decode, 1 process",

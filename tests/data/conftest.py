@@ -11,9 +11,9 @@ from dept_vl.data.dataset import ExampleDataset
 from dept_vl.data.tokens import tokenize_examples
 from dept_vl.types import Example, Target
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.store import FeatureStore
-from feature_extraction.store_layout import Rejected, plan
-from feature_extraction.store_writer import StoreWriter
+from feature_extraction.store.layout import Rejected, plan
+from feature_extraction.store.reader import FeatureStore
+from feature_extraction.store.writer import StoreWriter
 
 IMAGES = tuple(f"image-{number:02d}" for number in range(12))
 REJECTED = "image-11"

@@ -5,7 +5,7 @@ import pytest
 from dept_vl.data.preflight import check_examples
 from dept_vl.types import Example
 from feature_extraction.errors import InputDataError
-from feature_extraction.store import FeatureStore
+from feature_extraction.store.reader import FeatureStore
 
 
 def example(name: str, *image_ids: str) -> Example:

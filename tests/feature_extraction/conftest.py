@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from feature_extraction import durable
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.store_layout import Manifest, Rejected, plan, seal, unseal
-from feature_extraction.store_writer import StoreWriter
+from feature_extraction.store.layout import Manifest, Rejected, plan, seal, unseal
+from feature_extraction.store.writer import StoreWriter
 
 
 @pytest.fixture(scope="session")

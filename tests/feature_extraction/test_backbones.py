@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from feature_extraction.backbones import Backbone, build_backbone
-from feature_extraction.cells import cell_boxes
 from feature_extraction.errors import InputDataError, UsageError
-from feature_extraction.images import ImageRejected
-from feature_extraction.inputs import Inputs
+from feature_extraction.images.decoding import ImageRejected
+from feature_extraction.images.inputs import Inputs
 from feature_extraction.regions.regions import Regions
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.towers.build import build_tower
+from feature_extraction.towers.cells import cell_boxes
 
 RANDOM = np.random.default_rng(0)
 PICTURES = [RANDOM.integers(0, 256, (20 + row, 30, 3), dtype=np.uint8) for row in range(5)]

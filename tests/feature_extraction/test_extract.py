@@ -19,9 +19,9 @@ import torch
 from feature_extraction import FeatureStore, extract_features
 from feature_extraction.errors import DiskFullError, IncompatibleError, InputDataError, Interrupted, UsageError
 from feature_extraction.extract import Extraction, Part, Plan, plan_extraction, run_plan
-from feature_extraction.images import ImageFile, decode_image
+from feature_extraction.images.decoding import ImageFile, decode_image
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.store_writer import StoreWriter
+from feature_extraction.store.writer import StoreWriter
 
 Contents = Callable[[Path], dict[str, bytes]]
 IMAGES, SHARDS = 9, 3
@@ -261,7 +261,7 @@ def test_a_killed_worker_is_reported_and_the_run_can_go_on(
             os.kill(os.getpid(), signal.SIGKILL)
         return decode_image(image, rules)
 
-    monkeypatch.setattr("feature_extraction.inputs.decode_image", die)
+    monkeypatch.setattr("feature_extraction.images.inputs.decode_image", die)
     with pytest.raises(
         MemoryError, match=r"A decoding process was killed by SIGKILL, .*again with a lower features\.workers"
     ):
@@ -280,7 +280,7 @@ def test_other_faults_in_decoding_are_not_taken_for_it(
     def fail(image: ImageFile, rules: Any) -> Any:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("feature_extraction.inputs.decode_image", fail)
+    monkeypatch.setattr("feature_extraction.images.inputs.decode_image", fail)
     message = ["a fault of ours", "A decoding process failed with exit code 1; its traceback stands above"][workers]
     with pytest.raises(RuntimeError, match=message):
         extract(planned, tmp_path / "store")

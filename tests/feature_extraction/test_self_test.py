@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from feature_extraction.backbones import Backbone, build_backbone
 from feature_extraction.errors import UsageError
-from feature_extraction.preprocessing import WHOLE, Preprocessing, View
+from feature_extraction.images.preprocessing import WHOLE, Preprocessing, View
 from feature_extraction.self_test import TOLERANCES, self_test
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.towers.tower import FeatureMaps, Tower

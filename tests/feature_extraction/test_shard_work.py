@@ -4,7 +4,7 @@ import pytest
 
 from feature_extraction.errors import InputDataError
 from feature_extraction.shard_work import Tolerance
-from feature_extraction.store_layout import Rejected
+from feature_extraction.store.layout import Rejected
 
 
 def rejected(count: int) -> list[Rejected]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dept_vl.own_data.rows import OwnRow
-from feature_extraction.images import ImageFile
+from feature_extraction.images.decoding import ImageFile
 
 
 @pytest.fixture

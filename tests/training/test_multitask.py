@@ -18,7 +18,7 @@ from dept_vl.config import settings_from_yaml
 from dept_vl.evaluate import main as evaluate_main
 from dept_vl.train import main
 from dept_vl.training.loss_log import LossLog, read_log
-from feature_extraction.store_layout import seal, unseal
+from feature_extraction.store.layout import seal, unseal
 
 PairArguments = Callable[..., list[str]]
 

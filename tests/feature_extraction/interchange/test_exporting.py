@@ -20,9 +20,9 @@ from feature_extraction.interchange.exporting import check_export, export_vl_t5
 from feature_extraction.interchange.importing import import_features
 from feature_extraction.interchange.shape import ImportSettings
 from feature_extraction.settings import ExtractionSettings
-from feature_extraction.store import FeatureStore
-from feature_extraction.store_layout import more_fields, plan
-from feature_extraction.store_writer import StoreWriter
+from feature_extraction.store.layout import more_fields, plan
+from feature_extraction.store.reader import FeatureStore
+from feature_extraction.store.writer import StoreWriter
 
 IDS = ["COCO_a", "COCO_b", "COCO_c"]
 NAMED = ImportSettings(name="butd_vg", shard_size=2)

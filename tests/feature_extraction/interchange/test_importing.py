@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from feature_extraction import shard_work
-from feature_extraction.cells import cell_boxes
 from feature_extraction.errors import DiskFullError, IncompatibleError, InputDataError, Interrupted, UsageError
 from feature_extraction.interchange import importing
 from feature_extraction.interchange.importing import import_features, plan_import, run_import
 from feature_extraction.interchange.shape import ImportSettings
-from feature_extraction.store import FeatureStore
-from feature_extraction.store_layout import read_manifest
+from feature_extraction.store.layout import read_manifest
+from feature_extraction.store.reader import FeatureStore
+from feature_extraction.towers.cells import cell_boxes
 
 IDS = [f"COCO_val2014_{number:012d}" for number in range(7)]
 NAMED = ImportSettings(name="butd_vg", shard_size=3)

@@ -29,8 +29,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from feature_extraction.inputs import Inputs, Preparation
-from feature_extraction.preprocessing import Preprocessing, Transform
+from feature_extraction.images.inputs import Inputs, Preparation
+from feature_extraction.images.preprocessing import Preprocessing, Transform
 
 FAMILIES = ("detr", "conditional_detr", "rt_detr", "rt_detr_v2", "yolos")
 CLASSES, QUERIES = 5, 12

@@ -12,7 +12,7 @@ import pytest
 
 from feature_extraction.backbones import build_backbone
 from feature_extraction.errors import InputDataError
-from feature_extraction.inputs import Inputs
+from feature_extraction.images.inputs import Inputs
 from feature_extraction.regions.boxes_file import BoxesFile
 from feature_extraction.regions.regions import Regions
 from feature_extraction.settings import ExtractionSettings

@@ -10,8 +10,8 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.models.yolos.image_processing_pil_yolos import get_size_with_aspect_ratio_yolos
 
 from feature_extraction.errors import UsageError
-from feature_extraction.inputs import Inputs
-from feature_extraction.preprocessing import Transform
+from feature_extraction.images.inputs import Inputs
+from feature_extraction.images.preprocessing import Transform
 from feature_extraction.regions.detectors import (
     BATCH_SIZE,
     DetectedRegions,

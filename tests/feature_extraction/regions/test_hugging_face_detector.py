@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from feature_extraction.backbones import build_backbone
 from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
-from feature_extraction.inputs import Inputs
+from feature_extraction.images.inputs import Inputs
 from feature_extraction.regions.detectors import DetectedRegions, WholeImage
 from feature_extraction.regions.hugging_face_detector import hugging_face_detector
 from feature_extraction.regions.regions import Candidates, Choice, choose, padded

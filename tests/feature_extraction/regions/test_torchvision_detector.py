@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torchvision.models import get_model, get_model_weights
 
 from feature_extraction.errors import IncompatibleError, InputDataError, UsageError
-from feature_extraction.inputs import Inputs
+from feature_extraction.images.inputs import Inputs
 from feature_extraction.regions.detectors import DetectedRegions, WholeImage
 from feature_extraction.regions.torchvision_detector import torchvision_detector
 from feature_extraction.settings import ExtractionSettings

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from feature_extraction.backbones import build_backbone
-from feature_extraction.batches import decoded_batches, shard_batches
 from feature_extraction.errors import UsageError
-from feature_extraction.image_sources import list_images
+from feature_extraction.images.batches import decoded_batches, shard_batches
+from feature_extraction.images.sources import list_images
 from feature_extraction.settings import ExtractionSettings
 
 # The whole contract: a user writes no more than this.

@@ -12,11 +12,11 @@ import timm
 import torch
 import yaml
 
-from feature_extraction.cells import cell_boxes
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.settings_check import check_settings
-from feature_extraction.store_layout import MORE_FIELDS
+from feature_extraction.store.layout import MORE_FIELDS
 from feature_extraction.towers.build import BUNDLED
+from feature_extraction.towers.cells import cell_boxes
 from feature_extraction.towers.timm_tower import _network, _refuse_other_activation, _tower
 
 FOLDER = Path(__file__).parents[3] / "configs" / "features"

@@ -1,0 +1,1 @@
+"""From image files, archives and tables to the pixels that networks see."""

@@ -1,0 +1,1 @@
+"""The feature store: its format, writers, reader and care."""
