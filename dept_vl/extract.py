@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
-from dept_vl.command_line import Parser, StopSignal, run, say
+from dept_vl.command_line import Parser, StopSignal, command_text, run, say
 from dept_vl.config import layer_names, load_settings
 from feature_extraction.errors import InputDataError, UsageError
 from feature_extraction.settings import ExtractionSettings
@@ -257,16 +257,17 @@ def _source_of(store: Path, options: argparse.Namespace) -> _Source:
     """The images that --images names, or else those that the store was extracted from.
 
     Raises:
-        InputDataError: the store was imported from another tool's features.
+        InputDataError: the store was imported from another tool's features; names the command that made it.
     """
     if options.images:
         return _Source(_source(options.images), _columns(options))
     told = read_manifest(store).source
     named = dict(zip(told[::2], told[1::2], strict=False))
     if "--images" not in named:
+        again = command_text("dept_vl.import_features", [*told, "--output", str(store), "--repair"])
         raise InputDataError(
-            f"{store} does not say where its images are, since it was not extracted from any. Name them with --images, "
-            "or import its features again into the same folder: python -m dept_vl.import_features"
+            f"{store} was not extracted from images but imported from the features of another tool. To repair it, "
+            f"run: {again}"
         )
     columns = {"image_column": named.get("--image-column"), "id_column": named.get("--id-column")}
     return _Source(_source(named["--images"]), columns)

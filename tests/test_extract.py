@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 
 from dept_vl.command_line import run
 from dept_vl.extract import main
+from dept_vl.import_features import main as import_features
 from feature_extraction import FeatureStore
 from feature_extraction.errors import InputDataError
 
@@ -338,17 +340,24 @@ def test_a_repair_with_other_images_removes_nothing(
     assert contents(output) == before
 
 
-def test_a_store_of_imported_features_cannot_be_repaired_from_images_it_does_not_name(
-    toy_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_store_of_imported_features_names_the_command_that_repairs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "some arrays").mkdir()
+    np.save(tmp_path / "some arrays" / "a.npy", np.ones((4, 8), np.float32))
     store = tmp_path / "store"
-    shutil.copytree(toy_store, store)
+    import_features(
+        ["--source", str(tmp_path / "some arrays"), "--name", "x", "--boxes", "cells", "--output", str(store)]
+    )
+    before = contents(store)
     flip_a_bit(store / "shard-00000.safetensors")
+    assert run(main, ["--verify", str(store)]) == 5
+    capsys.readouterr()
     assert run(main, ["--repair", str(store)]) == 3
-    assert (
-        f"{store} does not say where its images are, since it was not extracted from any. Name them with --images, or "
-        "import its features again into the same folder: python -m dept_vl.import_features"
-    ) in capsys.readouterr().err
+    message, command = capsys.readouterr().err.splitlines()[-1].split("run: ")
+    assert f"{store} was not extracted from images but imported from the features of another tool. To re" in message
+    assert run(import_features, shlex.split(command)[3:]) == 0
+    assert contents(store) == before
 
 
 def test_an_inspection_tells_what_is_in_a_store_and_draws_some_of_it(
