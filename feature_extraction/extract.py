@@ -154,8 +154,9 @@ def run_plan(
     """Do what ``plan_extraction`` found, or this process's part of it; see ``extract_features``."""
     mine = (part or Part.of_launcher()).of(planned.manifest.shards)
     check_space(planned, output)
-    if not (output / MANIFEST).exists():
-        self_test(planned.backbone)  # before hours of work with a backbone that nobody has tried
+    if not (output / MANIFEST).exists():  # hours of work may follow, with a backbone that nobody has tried
+        say(f"Trying {planned.backbone.settings.backbone} on a few pictures")
+        self_test(planned.backbone)
     started = time.monotonic()
     advice = "Mend them and run the same command with --retry-rejected, remove them and extract into a new folder"
     tolerance = Tolerance(images=planned.manifest.images, fraction=max_rejected_fraction, advice=advice)

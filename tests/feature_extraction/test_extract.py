@@ -148,7 +148,8 @@ def test_features_that_are_not_finite_are_rejected(
 def test_every_shard_is_reported_with_its_rate(planned: Plan, tmp_path: Path) -> None:
     lines: list[str] = []
     extract(planned, tmp_path / "store", say=lines.append)
-    assert [line.split(", ")[:2] for line in lines] == [
+    assert lines[0] == "Trying timm/test_efficientnet on a few pictures"
+    assert [line.split(", ")[:2] for line in lines[1:]] == [
         ["4/9 images", "1/3 shards"],
         ["8/9 images", "2/3 shards"],
         ["9/9 images", "3/3 shards"],
@@ -162,7 +163,7 @@ def test_on_a_terminal_a_bar_is_drawn_instead(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     lines: list[str] = []
     extract(planned, tmp_path / "store", say=lines.append)
-    assert lines == []
+    assert lines == ["Trying timm/test_efficientnet on a few pictures"]
     drawn = capsys.readouterr().err
     assert "9/9" in drawn
     assert "1 rejected" in drawn
