@@ -1,9 +1,9 @@
-"""``python -m dept_vl.bench.feature_store``: random reads of our store against VL-T5's HDF5 layout, in one run.
+"""``python -m dept_vl.bench.feature_store``: random reads of our store against other HDF5 layouts, in one run.
 
 All hold the same number of images. VL-T5 has a group per image with eight datasets; it reads features (always into
 float32), boxes and the two sizes of an image with a call each. Its files hold float32; with float16, as large as ours,
-HDF5 converts. Our store is read as training reads it. Rates are images per second of CPU time, which other jobs on the
-machine disturb less than the clock.
+HDF5 converts. VL-Adapter has a file per image with its features in float16, and no boxes. Our store is read as training
+reads it. Rates are images per second of CPU time, which other jobs on the machine disturb less than the clock.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXAMPLES = "  python -m dept_vl.bench.feature_store --images 5000"
 
 def main(arguments: list[str]) -> None:
     """Write all layouts into a temporary folder, read them at random, and print a table."""
-    parser = Parser("dept_vl.bench.feature_store", "Random reads of the feature store against VL-T5's HDF5.", EXAMPLES)
+    parser = Parser("dept_vl.bench.feature_store", "Random reads of the feature store against HDF5.", EXAMPLES)
     parser.add_argument("--images", type=int, default=2000, help="of 36 x 2048 numbers each (default: %(default)s)")
     parser.add_argument(
         "--reads", type=int, default=4000, help="of random images in each layout (default: %(default)s)"
@@ -50,11 +50,13 @@ def main(arguments: list[str]) -> None:
         write_store(Path(folder, "store"), ids)
         write_vl_t5(Path(folder, "float32.h5"), ids, np.dtype(np.float32))
         write_vl_t5(Path(folder, "float16.h5"), ids, np.dtype(np.float16))
+        write_vl_adapter(Path(folder, "vl_adapter"), ids)
         say(f"reading {len(order):,} random images from each")
         readers = {
             "FeatureStore": FeatureStore.open(Path(folder, "store")).read,
             "VL-T5 HDF5 float32": vl_t5_reader(Path(folder, "float32.h5")),
             "VL-T5 HDF5 float16": vl_t5_reader(Path(folder, "float16.h5")),
+            "VL-Adapter HDF5": vl_adapter_reader(Path(folder, "vl_adapter")),
         }
         rates = {name: read_rates(reader, order) for name, reader in readers.items()}
     ours = rates["FeatureStore"]
@@ -120,6 +122,28 @@ def vl_t5_reader(path: Path) -> Callable[[str], object]:
         boxes[:, (0, 2)] /= width
         boxes[:, (1, 3)] /= height
         return features, boxes
+
+    return read
+
+
+def write_vl_adapter(folder: Path, ids: Sequence[str]) -> None:
+    """Random images in the layout of VL-Adapter's extraction for CLIP: a file for each."""
+    import h5py
+
+    folder.mkdir()
+    features, _ = some_images(1, 0)
+    for image_id in ids:
+        with h5py.File(folder / f"{image_id}.h5", "w") as file:
+            file[f"{image_id}/features"] = features[0]
+
+
+def vl_adapter_reader(folder: Path) -> Callable[[str], object]:
+    """VL-Adapter's reading of an image, which opens its file."""
+    import h5py
+
+    def read(image_id: str) -> object:
+        with h5py.File(folder / f"{image_id}.h5", "r") as file:
+            return file[f"{image_id}/features"][()]
 
     return read
 
