@@ -33,6 +33,7 @@ EXAMPLES = """\
 def main(arguments: list[str]) -> None:
     """Extract the visual tokens of a collection, or look after a store; the same command goes on after a stop."""
     options = _parser().parse_intermixed_args(arguments)
+    _refuse_odd_numbers(options)
     if options.verify:
         _verify(options.verify)
     elif options.inspect:
@@ -45,6 +46,15 @@ def main(arguments: list[str]) -> None:
         )
     else:
         _extract(options)
+
+
+def _refuse_odd_numbers(options: argparse.Namespace) -> None:
+    if not 0 <= options.max_rejected_fraction <= 1:
+        raise UsageError(
+            f"--max-rejected-fraction is {options.max_rejected_fraction}; it is a share of the images, from 0 to 1"
+        )
+    if options.preview < 0:
+        raise UsageError(f"--preview is {options.preview}; it is a number of images, 0 or more")
 
 
 def _parser() -> Parser:
@@ -186,9 +196,15 @@ def _say_trial(planned: Plan) -> None:
 def _preview(planned: Plan, output: Path, count: int) -> None:
     from feature_extraction.samples import preview
 
-    folder = output.with_name(output.name + ".preview")
+    folder = _beside(output, ".preview")
     for path in preview(planned, folder, count):
         say(f"Drew {path}")
+
+
+def _beside(store: Path, ending: str) -> Path:
+    """A path beside a store: nothing of ours but the store itself stands in its folder."""
+    named = store if store.name else store.resolve()  # of "." only the whole path has a name
+    return named.with_name(named.name + ending)
 
 
 def _verify(store: Path) -> None:
@@ -211,7 +227,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from feature_extraction.samples import draw_contact_sheet
     from feature_extraction.store.reader import FeatureStore
 
-    path = options.inspect.with_name(options.inspect.name + ".contact_sheet.png")
+    path = _beside(options.inspect, ".contact_sheet.png")
     try:
         source = _source_of(options.inspect, options)
         drawn = draw_contact_sheet(

@@ -236,6 +236,8 @@ def test_rejected_images_are_counted_and_listed(
         (["--features=timm/nothing_like_this"], 2, "features.backbone is timm/nothing_like_this, but timm"),
         (["--images=/nowhere"], 3, "There is no /nowhere. --images takes a folder of images"),
         (["features.layer=1"], 4, "holds other features than this command would write"),
+        (["--max-rejected-fraction=5"], 2, "--max-rejected-fraction is 5.0; it is a share of the images, from 0 to 1"),
+        (["--preview=-1"], 2, "--preview is -1; it is a number of images, 0 or more"),
         (["--shard=2/2"], 2, "--shard is '2/2'; it is i/n with i from 0 to n - 1"),
         (["--colour=red"], 2, "unrecognized arguments: --colour=red. See: python -m dept_vl.extract --help"),
     ],
@@ -378,6 +380,15 @@ def test_an_inspection_tells_what_is_in_a_store_and_draws_some_of_it(
     with Image.open(sheet) as picture:
         assert picture.width > 4 * 240
     assert contents(output) == before
+
+
+def test_the_store_one_stands_in_is_inspected_too(
+    images: Path, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(arguments(images, tmp_path / "store", settings))
+    monkeypatch.chdir(tmp_path / "store")
+    main(["--inspect", "."])
+    assert (tmp_path / "store.contact_sheet.png").is_file()
 
 
 def test_an_inspection_without_the_images_draws_nothing_and_says_why(
