@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,14 @@ class Backbone:
         if self._regions is not None:
             self._regions.refuse_missing(image_ids)
 
-    def without_regions(self) -> Backbone:
-        """The same tower with the cells of its feature map as visual tokens."""
-        if self._regions is None:
-            return self
+    def for_trial(self, batch_size: int) -> Backbone:
+        """The same tower on batches of another size, with the cells of its feature map as visual tokens."""
         other = copy.copy(self)
-        other._regions = None
-        other._lay_out(self._forward.probe())
+        other.settings = replace(self.settings, batch_size=batch_size)
+        other._forward = self._forward.with_batch_size(batch_size)
+        if self._regions is not None:
+            other._regions = None
+            other._lay_out(self._forward.probe())
         return other
 
     def _refuse_what_is_not_there(self, maps: FeatureMaps) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -44,6 +46,12 @@ class ForwardPass:
         batch.numpy()[: len(pixels)] = pixels
         batch[len(pixels) :] = 0
         return self._feature_maps(self._normalised(batch.to(self._device, non_blocking=True)))
+
+    def with_batch_size(self, batch_size: int) -> ForwardPass:
+        """The same pass on batches of another size; a compiled one is compiled once more for it."""
+        other = copy.copy(self)
+        other._settings = replace(self._settings, batch_size=batch_size)
+        return other
 
     @torch.inference_mode()
     def probe(self) -> FeatureMaps:

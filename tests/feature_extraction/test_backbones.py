@@ -155,12 +155,16 @@ def test_a_region_that_the_crop_left_out_is_masked(tiny_settings: ExtractionSett
     assert not found["features"][0, 1].any()
 
 
-def test_without_regions_the_same_tower_gives_its_cells(tiny_settings: ExtractionSettings) -> None:
+def test_for_a_trial_the_same_tower_gives_its_cells_in_small_batches(tiny_settings: ExtractionSettings) -> None:
     backbone = with_regions(tiny_settings)
-    cells, grid = backbone.without_regions(), build_backbone(tiny_settings)
+    before = backbone.encode(PICTURES)
+    cells, grid = backbone.for_trial(1), build_backbone(replace(tiny_settings, batch_size=1))
+    assert cells.settings.batch_size == 1
     assert cells.more_fields == grid.more_fields
     assert np.array_equal(cells.encode(PICTURES)["features"], grid.encode(PICTURES)["features"])
-    assert backbone.visual_tokens == 3  # unchanged
+    after = backbone.encode(PICTURES)  # unchanged
+    assert backbone.visual_tokens == 3
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_boxes_come_from_what_the_settings_name(tmp_path: Path, tiny_settings: ExtractionSettings) -> None:

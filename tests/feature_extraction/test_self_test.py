@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from feature_extraction.backbones import Backbone, build_backbone
 from feature_extraction.errors import UsageError
 from feature_extraction.images.preprocessing import WHOLE, Preprocessing, View
-from feature_extraction.self_test import TOLERANCES, self_test
+from feature_extraction.self_test import MOST, TOLERANCES, self_test
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.towers.tower import FeatureMaps, Tower
 
@@ -175,3 +175,22 @@ def test_a_backbone_s_own_failure_is_told_as_it_is() -> None:
 
     with pytest.raises(UsageError, match=r"^as it is$"):
         self_test(backbone(Refusing()))
+
+
+@pytest.mark.parametrize(("compiled", "images"), [(False, {MOST}), (True, {3 * MOST})])
+def test_a_trial_takes_small_batches_unless_the_network_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, images: set[int]
+) -> None:
+    """Since another size would be compiled anew."""
+    monkeypatch.setattr("feature_extraction.towers.forward_pass._compiled", lambda feature_maps: feature_maps)
+    seen: set[int] = set()
+
+    class Watched(nn.Module):
+        def forward(self, batch: Tensor) -> Tensor:
+            seen.add(len(batch))
+            return batch
+
+    watched = backbone(Watched(), batch_size=3 * MOST, compile=compiled)
+    seen.clear()  # it was probed with a single image
+    self_test(watched)
+    assert seen == images
