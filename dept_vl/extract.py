@@ -162,7 +162,7 @@ def _say_plan(planned: Plan, output: Path) -> None:
     manifest = planned.manifest
     say(
         f"{manifest.images:,} images, {manifest.visual_tokens} visual tokens of width {manifest.feature_width} each, "
-        f"{manifest.shards} shards, about {planned.bytes / 1e6:,.1f} MB in {output}"
+        f"{manifest.shards} shards, about {manifest.estimated_bytes / 1e6:,.1f} MB in {output}"
     )
 
 

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
         say(
             f"{manifest.images:,} images, {manifest.visual_tokens} visual tokens of width {manifest.feature_width} "
             f"each, {manifest.identity['dtype']}, boxes: {planned.boxes}, {manifest.shards} shards, about "
-            f"{planned.bytes / 1e6:,.1f} MB in {options.output}"
+            f"{manifest.estimated_bytes / 1e6:,.1f} MB in {options.output}"
         )
         for entry in list(planned.rejected.values())[:5]:
             say(f"  cannot be used: {entry.reason}")

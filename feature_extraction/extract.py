@@ -50,11 +50,6 @@ class Plan(NamedTuple):
     backbone: Backbone
     manifest: Manifest
 
-    @property
-    def bytes(self) -> int:
-        """The estimated size of the finished store."""
-        return len(self.images) * (self.manifest.bytes_per_image + 100)  # with a line of the index
-
 
 @dataclass(frozen=True)
 class Part:
@@ -176,7 +171,7 @@ def check_space(planned: Plan, output: Path) -> None:
     Raises:
         DiskFullError: it does not.
     """
-    refuse_full_disk(output, planned.bytes, advice="lower features.grid")
+    refuse_full_disk(output, planned.manifest.estimated_bytes, advice="lower features.grid")
 
 
 def _write_unclaimed(

@@ -109,7 +109,7 @@ class Tolerance:
         Raises:
             InputDataError: they are too many, or all.
         """
-        if len(rejected) > min(self._allowed, self._images - 1):
+        if self._too_many(rejected):
             raise InputDataError(
                 f"{len(rejected)} of {self._images:,} images cannot be used; at most {self._allowed} may be so, and "
                 f"not all. The first: {_first(rejected)}. {listed}{self._advice}, or give a higher "
@@ -123,8 +123,11 @@ class Tolerance:
             InputDataError: they are too many, or all.
         """
         rejected = writer.rejected
-        if len(rejected) > min(self._allowed, self._images - 1):
+        if self._too_many(rejected):
             self.check(rejected, f"All are listed in {writer.list_rejected()}. ")
+
+    def _too_many(self, rejected: Sequence[Rejected]) -> bool:
+        return len(rejected) > min(self._allowed, self._images - 1)
 
 
 def _first(rejected: Sequence[Rejected]) -> str:

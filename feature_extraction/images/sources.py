@@ -5,12 +5,12 @@ An id is a name for people and tables. It is kept as it is written, byte for byt
 
 from __future__ import annotations
 
-import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.folders import files_below
 from feature_extraction.images.archives import archive_images
 from feature_extraction.images.decoding import ImageFile
 from feature_extraction.images.names import SUFFIXES, image_stem, is_image_name
@@ -67,7 +67,7 @@ def list_images(
 def _folder_images(folder: Path, image_column: str | None, id_column: str | None) -> list[ImageFile]:
     if is_saved_dataset(folder):
         return table_images(folder, image_column, id_column)
-    files = list(_walk(folder))
+    files = [file for file in files_below(folder, _refuse_unreadable) if not file.name.startswith(".")]
     images = [ImageFile(file.stem, file) for file in files if is_image_name(file.name)]
     if images:
         return images
@@ -94,19 +94,6 @@ def _file_images(file: Path, image_column: str | None, id_column: str | None) ->
         paths = [file.parent / line.removesuffix("\r") for line in lines if line.strip()]
         return [ImageFile(path.stem, path) for path in paths]
     raise InputDataError(f"{file} is no list, archive or table of images. --images takes {KINDS}")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """The files of a folder and its subfolders, by name; hidden ones are left out, linked folders are not."""
-    seen = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
-        folders.sort()
-        real = os.path.realpath(root)
-        if real in seen:  # a link back up
-            folders.clear()
-            continue
-        seen.add(real)
-        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _refuse_unreadable(error: OSError) -> None:

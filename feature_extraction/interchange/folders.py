@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
+from feature_extraction.folders import files_below
 from feature_extraction.interchange.image_arrays import Unusable
 from feature_extraction.interchange.sources import twice
 
@@ -17,7 +16,7 @@ def files_by_id(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         InputDataError: two files have the same id.
     """
     files: dict[str, Path] = {}
-    for path in _walk(folder):
+    for path in files_below(folder):
         if path.suffix.lower() in suffixes:
             other = files.setdefault(path.stem, path)
             if other is not path:
@@ -33,14 +32,3 @@ def refuse_irregular(path: Path) -> None:
     """
     if not path.is_file():
         raise Unusable("no regular file" if path.exists() else "the file is gone, or a link to nowhere")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    seen = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:  # a link back up
-            folders.clear()
-            continue
-        seen.add(real)
-        yield from (Path(root, name) for name in names)

@@ -31,11 +31,6 @@ class ImportPlan(NamedTuple):
     rejected: Mapping[str, Rejected]  # by image id: what cannot be used, as far as known without reading it
     max_rejected_fraction: float  # of all images
 
-    @property
-    def bytes(self) -> int:
-        """The estimated size of the finished store."""
-        return self.manifest.images * (self.manifest.bytes_per_image + 100)  # with a line of the index
-
 
 class Imported(NamedTuple):
     """What an import found and did."""
@@ -119,7 +114,7 @@ def run_import(planned: ImportPlan, output: Path, *, stop: Stop = lambda: False,
     """Do what ``plan_import`` found; see ``import_features``."""
     started = time.monotonic()
     manifest = planned.manifest
-    refuse_full_disk(output, planned.bytes, advice="halve float32 features by --dtype float16")
+    refuse_full_disk(output, planned.manifest.estimated_bytes, advice="halve float32 features by --dtype float16")
     tolerance = _tolerance(manifest.images, planned.max_rejected_fraction)
     shards = range(manifest.shards)
     with StoreWriter(output, manifest) as writer:

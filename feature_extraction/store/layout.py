@@ -127,6 +127,11 @@ class Manifest:
         return sum(np.dtype(field.dtype).itemsize * math.prod(field.shape) for field in self.fields.values())
 
     @property
+    def estimated_bytes(self) -> int:
+        """About the size of the finished store."""
+        return self.images * (self.bytes_per_image + 100)  # with a line of the index
+
+    @property
     def identity_digest(self) -> str:
         """SHA-256 of the identity, for artefacts that depend on the features."""
         return digest(self.identity)

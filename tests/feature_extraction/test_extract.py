@@ -452,20 +452,20 @@ def test_a_collection_without_any_usable_image_is_refused(tmp_path: Path, tiny_s
 def test_a_full_disk_is_seen_before_anything_is_written(
     planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = int(planned.bytes * 1.1) - 1
+    free = int(planned.manifest.estimated_bytes * 1.1) - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     with pytest.raises(DiskFullError, match=r"needs 0\.00 GB, but only 0\.00 GB are free\. Nothing was written: free"):
         extract(planned, tmp_path / "deep" / "store")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free + 2))
     extract(planned, tmp_path / "store")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=planned.bytes // 2))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=planned.manifest.estimated_bytes // 2))
     extract(planned, tmp_path / "store")  # what is there already needs no room
 
 
 def test_the_estimate_is_about_the_size_of_the_store(planned: Plan, whole: dict[str, bytes]) -> None:
     shards = sum(len(data) for name, data in whole.items() if name.startswith("shard"))
-    assert planned.bytes == pytest.approx(shards, rel=0.5)
+    assert planned.manifest.estimated_bytes == pytest.approx(shards, rel=0.5)
 
 
 def test_a_store_of_other_images_is_refused(planned: Plan, tmp_path: Path) -> None:
