@@ -22,6 +22,7 @@ from feature_extraction.interchange.image_arrays import (
     VL_T5_NAMES,
     Look,
     Unusable,
+    announced,
     expected_size,
     look_of,
     looked,
@@ -53,9 +54,7 @@ class ArrayFolder:
 
     def read(self, image_id: str) -> dict[str, np.ndarray]:
         """The arrays of an image; see ``FeatureSource``."""
-        look = self.looks[image_id]
-        if isinstance(look, Unusable):
-            raise look
+        look = announced(self.looks[image_id])
         path = self._files[image_id]
         found = {}
         for name in _names(path):

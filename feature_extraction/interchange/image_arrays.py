@@ -67,6 +67,17 @@ def looked(
         return reason
 
 
+def announced(look: Look | Unusable) -> Look:
+    """What was seen of an image that is to be read.
+
+    Raises:
+        Unusable: it was found unusable then.
+    """
+    if isinstance(look, Unusable):
+        raise look
+    return look
+
+
 def look_of(shape: Sequence[int], dtype: np.dtype[Any], names: Iterable[str]) -> Look:
     """What the shape and type of the features tell, and the names of what is stored beside them.
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from feature_extraction.errors import InputDataError
-from feature_extraction.interchange.image_arrays import Look, Unusable, look_of, looked, usable
+from feature_extraction.interchange.image_arrays import Look, Unusable, announced, look_of, looked, usable
 from feature_extraction.interchange.sources import listed, twice
 from feature_extraction.shard_work import Stop
 
@@ -84,9 +84,7 @@ class TSVFile:
 
     def read(self, image_id: str) -> dict[str, np.ndarray]:
         """The arrays of an image; see ``FeatureSource``."""
-        look, line = self.looks[image_id], self._lines[image_id]
-        if isinstance(look, Unusable):
-            raise look
+        look, line = announced(self.looks[image_id]), self._lines[image_id]
         with self._path.open("rb") as file:
             file.seek(line.start)
             columns = self._columns(file.read(line.length).rstrip(b"\r\n").split(b"\t"))

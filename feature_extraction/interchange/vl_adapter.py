@@ -12,7 +12,7 @@ import numpy as np
 
 from feature_extraction.interchange.folders import files_by_id, refuse_irregular
 from feature_extraction.interchange.hdf5 import features_of, member, names_in, open_hdf5, raw_name, read_arrays
-from feature_extraction.interchange.image_arrays import Look, Unusable, look_of, looked, usable
+from feature_extraction.interchange.image_arrays import Look, Unusable, announced, look_of, looked, usable
 from feature_extraction.interchange.sources import listed
 from feature_extraction.shard_work import Stop
 
@@ -35,9 +35,7 @@ class VLAdapterFolder:
 
     def read(self, image_id: str) -> dict[str, np.ndarray]:
         """The features of an image; see ``FeatureSource``."""
-        look = self.looks[image_id]
-        if isinstance(look, Unusable):
-            raise look
+        look = announced(self.looks[image_id])
         with open_hdf5(self._files[image_id]) as file:
             return usable(read_arrays(file[raw_name(image_id)], ["features"], look.tokens), look)
 

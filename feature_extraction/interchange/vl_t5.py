@@ -31,6 +31,7 @@ from feature_extraction.interchange.image_arrays import (
     VL_T5_NAMES,
     Look,
     Unusable,
+    announced,
     attempt,
     look_of,
     looked,
@@ -67,9 +68,7 @@ class VLT5File:
 
     def read(self, image_id: str) -> dict[str, np.ndarray]:
         """The arrays of an image; see ``FeatureSource``."""
-        look = self.looks[image_id]
-        if isinstance(look, Unusable):
-            raise look
+        look = announced(self.looks[image_id])
         group = self._file[raw_name(image_id)]
         return usable(read_arrays(group, [name for name in DATASETS if name in group], look.tokens), look)
 
