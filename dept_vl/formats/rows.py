@@ -1,0 +1,195 @@
+"""Text data sets as rows: tables (.tsv, .txt, .lst, .csv) and JSON lines, either as their makers or as hubs give them.
+
+A data folder holds the official files, or what ``python -m dept_vl.fetch`` wrote of a hub's: NAME.rows.jsonl, with the
+hub's column names. Rows go by their lines, so that whatever is wrong with one can be said with its place.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dept_vl.command_line import say
+from dept_vl.formats.files import Faults, check_types, collector_paused, count_and_first, refuse, refuse_repeated
+from dept_vl.types import Example
+from feature_extraction.errors import InputDataError
+
+TABLES = (".tsv", ".txt", ".lst", ".csv")  # any other file is JSON lines
+SHORT = "lines with fewer fields than columns"
+
+Row = dict[str, Any]
+Rows = dict[int, Row]  # by the line where each begins, from 1
+
+
+class HubSource(NamedTuple):
+    """Where a hub has a data set."""
+
+    repository: str
+    config: str | None
+    splits: dict[str, str]  # name of the official file: the hub's split
+
+    def rows_file(self, name: str) -> str:
+        """The file of a data folder that the hub's split was written to."""
+        return f"{self.splits.get(name, name)}.rows.jsonl"
+
+
+def find_file(folder: Path, names: Sequence[str], split: str) -> Path:
+    """The first of these files that is in the folder.
+
+    Raises:
+        InputDataError: none is; names them, and the files that are.
+    """
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        there = ", ".join(sorted(path.name for path in folder.glob("*") if path.is_file()))
+        raise InputDataError(
+            f"{folder} has no {' and no '.join(names)}. Files there: {there or 'none'}. Put the official file there, "
+            f"fetch it with python -m dept_vl.fetch, or set task.splits.{split} to the name of yours"
+        )
+    return found
+
+
+@collector_paused()
+def read_rows(
+    path: Path, *, columns: Sequence[str] = (), names: Mapping[str, str] | None = None, drop_short: bool = False
+) -> Rows:
+    """The rows of a table or of JSON lines, both possibly packed by gzip.
+
+    A table is read without quotes, but for .csv. Its rows get the key "idx": their number from 0, as on the hub.
+
+    Args:
+        columns: the names of a table's columns, if it has no header.
+        names: keys to be renamed, official name to ours.
+        drop_short: leave out (and say so) a table's rows with too few fields, which a line break in a text has made.
+
+    Raises:
+        InputDataError: there is no such file, it has no rows, or some are broken; all of these are named together.
+    """
+    text = _text(path)
+    faults: Faults = defaultdict(list)
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    is_table = suffix in TABLES
+    rows = _table(_records(text, suffix, faults), columns, faults) if is_table else _json_lines(text, faults)
+    short = faults.pop(SHORT, []) if drop_short else []
+    refuse(faults, path)
+    if short:
+        say(f"{path}: rows left out, as a line break in a text has broken them: {count_and_first(short)}")
+    if not rows:
+        raise InputDataError(f"{path} has no rows. Download or write it again")
+    if names:
+        return {line: {names.get(key, key): value for key, value in row.items()} for line, row in rows.items()}
+    return rows
+
+
+def read_label(row: Row, labels: Sequence[str], line: int, faults: Faults, key: str = "label") -> tuple[str, ...]:
+    """The label's name, as an example's references; none where it is withheld: no label, null or a hub's -1.
+
+    A file may give it as its name, number or boolean, or as a text of these.
+    """
+    value = row.get(key)
+    if value is None or str(value).strip() in ("", "-1"):
+        return ()
+    name = label_name(value, labels)
+    if name is None:
+        numbers = ", ".join(map(str, range(len(labels))))
+        faults[f'"{key}" is neither of {", ".join(labels)} nor their number ({numbers})'].append(
+            f"line {line}: {json.dumps(value, default=str)}"
+        )
+        return ()
+    return (name,)
+
+
+def label_name(value: object, labels: Sequence[str]) -> str | None:
+    """Which of the labels a value means: a name in any capitals, a number from 0, or a boolean; None: none of them."""
+    if isinstance(value, bool) and tuple(labels) == ("0", "1"):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).strip().lower()
+    numbered = {str(number): label for number, label in enumerate(labels)}
+    return (numbered | {label.lower(): label for label in labels}).get(text)
+
+
+def read_gold(path: Path, labels: Sequence[str]) -> list[Example]:
+    """The references of JSON lines with "idx" and "label"; further keys are ignored.
+
+    Raises:
+        InputDataError: there is no such file, or lines are something else; all faults are named together.
+    """
+    faults: Faults = defaultdict(list)
+    examples = []
+    for line, row in read_rows(path).items():
+        wanted = {"idx": str if isinstance(row.get("idx"), str) else int}
+        if check_types(row, wanted, f"line {line}", faults):
+            references = read_label(row, labels, line, faults)
+            examples.append(Example(example_id=str(row["idx"]), text="", image_ids=(), references=references))
+    refuse(faults, path)
+    refuse_repeated(examples, 'more than one line with the same "idx"', path)
+    return examples
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputDataError(f"No file {path}. Check the path") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputDataError(f"{path} is not in UTF-8: line {line:,}. Download it again") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputDataError(f"{path} is no whole gzip file: {error}. Download it again") from error
+
+
+def _records(text: str, suffix: str, faults: Faults) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each row of a table, with its first line; empty lines are none."""
+    if suffix != ".csv":
+        # Texts may hold characters that str.splitlines, but no other reader, takes for line breaks.
+        lines = enumerate(text.split("\n"), start=1)
+        yield from ((number, line.removesuffix("\r").split("\t")) for number, line in lines if line.strip("\r"))
+        return
+    reader, line = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        faults[f"no CSV ({error})"].append(f"line {line}")
+
+
+def _table(records: Iterator[tuple[int, list[str]]], columns: Sequence[str], faults: Faults) -> Rows:
+    columns = columns or next(records, (1, []))[1]
+    rows = {}
+    for index, (line, fields) in enumerate(records):
+        if len(fields) == len(columns):
+            rows[line] = {**dict(zip(columns, fields, strict=True)), "idx": index}
+        elif len(fields) < len(columns):
+            faults[SHORT].append(line)
+        else:
+            faults[f"lines with more fields than the columns {', '.join(columns)}"].append(line)
+    return rows
+
+
+def _json_lines(text: str, faults: Faults) -> Rows:
+    rows = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict):
+                rows[number] = row
+            else:
+                faults["lines that are no JSON object"].append(number)
+    return rows
