@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,19 +90,18 @@ def read_rows(
 
 
 def read_label(row: Row, labels: Sequence[str], line: int, faults: Faults, key: str = "label") -> tuple[str, ...]:
-    """The label's name, as an example's references; none where it is withheld: no label, null or a hub's -1.
+    """The label as an example's references; none where it is withheld: no such key, null, "" or a hub's -1.
 
-    A file may give it as its name, number or boolean, or as a text of these.
+    A file may give a label as its name, number or boolean, or as a text of these. Without labels, it is a number.
     """
     value = row.get(key)
-    if value is None or str(value).strip() in ("", "-1"):
+    if value is None or str(value).strip() in ("", "-1", "-1.0"):
         return ()
-    name = label_name(value, labels)
+    name = label_name(value, labels) if labels else number_text(value)
     if name is None:
         numbers = ", ".join(map(str, range(len(labels))))
-        faults[f'"{key}" is neither of {", ".join(labels)} nor their number ({numbers})'].append(
-            f"line {line}: {json.dumps(value, default=str)}"
-        )
+        wanted = f"one of {', '.join(labels)} or its number ({numbers})" if labels else "a finite number"
+        faults[f'"{key}" is not {wanted}'].append(f"line {line}: {json.dumps(value, default=str)}")
         return ()
     return (name,)
 
@@ -117,8 +117,20 @@ def label_name(value: object, labels: Sequence[str]) -> str | None:
     return (numbered | {label.lower(): label for label in labels}).get(text)
 
 
+def number_text(value: object) -> str | None:
+    """The number that a value or its text means; None: no finite one.
+
+    Six decimals turn the hub's 32-bit 3.799999952316284 into the 3.8 of the official file again.
+    """
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return str(round(number, 6)) if math.isfinite(number) else None
+
+
 def read_gold(path: Path, labels: Sequence[str]) -> list[Example]:
-    """The references of JSON lines with "idx" and "label"; further keys are ignored.
+    """The references of JSON lines with "idx" and "label", read as by ``read_label``; further keys are ignored.
 
     Raises:
         InputDataError: there is no such file, or lines are something else; all faults are named together.

@@ -13,7 +13,7 @@ from pathlib import Path
 from dept_vl.formats.files import Faults
 from dept_vl.formats.submission.content import Named, read_content, sentences, template_of
 
-LARGEST = 1 << 30  # bytes of an unpacked file; COCO's have about 4 MB
+LARGEST = 1 << 30  # bytes of an unpacked file; COCO's and QQP's have about 4 MB
 
 Check = Callable[[bytes], list[str]]  # the faults of a file's content
 
@@ -21,7 +21,7 @@ Check = Callable[[bytes], list[str]]  # the faults of a file's content
 def check_zip(path: Path, members: Mapping[str, Check]) -> list[str]:
     """Every fault of an archive that is to hold exactly these files at its top, each checked by its function.
 
-    Names are such as captions_val2014_<alg>_results.json, with the same <alg> in all.
+    Names are such as RTE.tsv, or captions_val2014_<alg>_results.json with the same <alg> in all.
 
     Raises:
         InputDataError: there is no such file.
@@ -69,7 +69,7 @@ def _member_faults(archive: zipfile.ZipFile, member: zipfile.ZipInfo, check: Che
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return ["is not packed by deflate, which every zip program does by default"]
     if member.file_size > LARGEST:
-        return [f"has {member.file_size:,} bytes unpacked, far more than captions take"]
+        return [f"has {member.file_size:,} bytes unpacked, far more than such a file takes"]
     try:
         content = archive.read(member)
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:

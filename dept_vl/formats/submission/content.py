@@ -30,7 +30,7 @@ class Named(NamedTuple):
     """A file name's parts."""
 
     template: str  # captions_val2014_<alg>_results.json
-    algorithm: str  # what stands there for <alg>
+    algorithm: str  # what stands there for <alg>; "" where the template has none
 
 
 def read_content(path: Path) -> bytes:
@@ -97,10 +97,10 @@ def id_faults(ids: Sequence[str], wanted: Sequence[str] | None, whole: str = "")
 def template_of(name: str, templates: Iterable[str]) -> Named | None:
     """The template that a file name follows, if there is one."""
     for template in templates:
-        before, _, after = template.partition("<alg>")
-        match = re.fullmatch(f"{re.escape(before)}([^/\\\\]+){re.escape(after)}", name)
+        pattern = r"([^/\\]+)".join(re.escape(part) for part in template.split("<alg>"))
+        match = re.fullmatch(pattern, name)
         if match:
-            return Named(template, match[1])
+            return Named(template, "".join(match.groups()))
     return None
 
 
@@ -122,4 +122,5 @@ def contents(path: Path) -> str:
 
 def _rows(content: bytes) -> str:
     count = len(json.loads(content) if content.lstrip()[:1] == b"[" else content.splitlines())
+    count -= content.startswith(b"index\tprediction")  # GLUE's header
     return f"{count:,} {'row' if count == 1 else 'rows'}"

@@ -116,5 +116,5 @@ def test_an_unusual_packing_is_named(path: Path) -> None:
 def test_a_file_of_excessive_size_is_not_unpacked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "LARGEST", 4)
     assert faults(path, packed({**GOOD, FIRST: b"large"})) == [
-        f"{FIRST}: has 5 bytes unpacked, far more than captions take"
+        f"{FIRST}: has 5 bytes unpacked, far more than such a file takes"
     ]
