@@ -17,7 +17,7 @@ from dept_vl.metrics.span import exact_match, normalise, span_scores, token_f1
         ("the-cat", "thecat"),  # punctuation goes first: what is left is one word
         ("a\tb \n c", "b c"),
         ("An apple a day, the end", "apple day end"),
-        ("“quoted” – dash", "“quoted” – dash"),
+        ("“quoted” — dash", "“quoted” — dash"),
         ("Łódź's thé", "łódźs thé"),
         ("the", ""),
         ("...", ""),
