@@ -20,7 +20,7 @@ from dept_vl.data.preflight import check_examples
 from dept_vl.data.tokens import cache_folder, tokenize_examples
 from dept_vl.leaderboard import write_evaluation
 from dept_vl.model.backbone import Backbone
-from dept_vl.model.vl_t5 import VLT5
+from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.run_folder import LoadedRun, choose_task, load_run, read_record, task_folder
 from dept_vl.settings import Settings, TaskSettings
 from dept_vl.tasks.task import Task
@@ -30,7 +30,7 @@ from feature_extraction.weights import weight_digest
 
 
 def predict(
-    model: VLT5,
+    model: PromptedModel,
     dataset: ExampleDataset,
     *,
     task: Task,
@@ -72,7 +72,7 @@ def predict(
     return [Prediction(example.example_id, collected[example.example_id]) for example in dataset.examples]
 
 
-def answer_batch(model: VLT5, batch: Batch, task: Task, settings: Settings) -> list[str]:
+def answer_batch(model: PromptedModel, batch: Batch, task: Task, settings: Settings) -> list[str]:
     """The answers to a batch that is on the model's device, in the precision of the settings."""
     bf16 = settings.training.precision == "bf16"
     with torch.autocast(batch.text_ids.device.type, torch.bfloat16, enabled=bf16):
@@ -181,6 +181,7 @@ def make_dataset(
     tokens = tokenize_examples(
         examples,
         backbone.tokenizer,
+        frame=backbone.frame(settings.task.cue),
         prefix=task_prefix(settings.task),
         max_text_length=settings.task.max_text_length,
         max_target_length=settings.task.max_target_length,

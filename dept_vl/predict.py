@@ -29,7 +29,7 @@ class Predictor:
     """
 
     def __init__(self, run: LoadedRun) -> None:
-        """Take a loaded run, and build the image backbone that its features came from.
+        """Take a loaded run, and build the image backbone that its features, if any, came from.
 
         Raises:
             IncompatibleError: the image backbone at hand has other weights or preprocessing than the features.
@@ -37,13 +37,15 @@ class Predictor:
         self._run = run
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         run.model.to(self._device)
-        self._images = build_backbone(run.store.settings)
-        refuse_differences(
-            run.store.identity,
-            self._images.identity(),
-            what=f"The image backbone is not the one that {run.store.path} was extracted with",
-            advice="Take the weights and package versions of the extraction, or extract and train again",
-        )
+        self._images: ImageBackbone | None = None
+        if run.store is not None:
+            self._images = build_backbone(run.store.settings)
+            refuse_differences(
+                run.store.identity,
+                self._images.identity(),
+                what=f"The image backbone is not the one that {run.store.path} was extracted with",
+                advice="Take the weights and package versions of the extraction, or extract and train again",
+            )
 
     @classmethod
     def from_run(cls, folder: str | Path, *, task: str | None = None) -> Predictor:
@@ -51,7 +53,7 @@ class Predictor:
         return cls(load_run(Path(folder), task=task))
 
     def answer(self, images: str | Path | Sequence[str | Path], text: str) -> str:
-        """The answer to a text about an image, or about several where the task takes several.
+        """The answer to a text about an image, or about several, or about none, ``[]``, as the task has it.
 
         Raises:
             InputDataError: the task takes another number of images.
@@ -64,7 +66,8 @@ class Predictor:
                 f"{len(paths)} images were given; task {settings.task.name} takes {settings.task.images_per_example}"
             )
         example = Example(example_id="", text=text, image_ids=tuple(map(str, paths)))
-        dataset = make_dataset([example], _Encoded(self._images), self._run.backbone, settings, cache=None)
+        encoded = None if self._images is None else _Encoded(self._images)
+        dataset = make_dataset([example], encoded, self._run.backbone, settings, cache=None)
         batch = next(evaluation_batches(dataset, batch_size=1, bucket_width=settings.data.bucket_width))
         run = self._run
         (answer,) = answer_batch(run.model, batch.to(self._device), run.task, settings)

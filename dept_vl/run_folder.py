@@ -29,7 +29,7 @@ from dept_vl.model.adapter import (
 from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import build_model
 from dept_vl.model.trainable import TrainableCount
-from dept_vl.model.vl_t5 import VLT5
+from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.settings import Settings, nearest
 from dept_vl.tasks.answers import task_answers
 from dept_vl.tasks.task import Task, load_task
@@ -144,9 +144,9 @@ class LoadedRun(NamedTuple):
     task: Task
     adapter: Adapter
     backbone: Backbone
-    model: VLT5
+    model: PromptedModel
     trainable: TrainableCount
-    store: FeatureStore
+    store: FeatureStore | None  # None for a task without images
     data: Path
 
 
@@ -180,7 +180,8 @@ def load_run(
             f"{folder} has no adapter yet: training has not finished. Go on with it by its own command: "
             f"{record['command']}"
         )
-    store = FeatureStore.open(features or Path(record["features"][task]))
+    path = features or record["features"].get(task)
+    store = FeatureStore.open(Path(path)) if path else None
     backbone = load_backbone(settings.backbone, dtype=compute_dtype(settings))
     identity = run_identity(settings, backbone, store)
     adapter_path = task_folder(folder / "adapter", settings, task)
@@ -191,17 +192,19 @@ def load_run(
         what=f"The adapter in {adapter_path} was trained with other settings (expected: its own; got: these)",
         advice="Leave these settings as they are: what was trained is of use with them only",
     )
-    store.verify()  # it reads everything, so what is told at once comes first
+    if store is not None:
+        store.verify()  # it reads everything, so what is told at once comes first
     built = build_model(
         settings,
         backbone,
-        visual_tokens=store.visual_tokens,
-        feature_width=store.feature_width,
+        visual_tokens=store.visual_tokens if store else 0,
+        feature_width=store.feature_width if store else 0,
         seed=0,
         answers=dict(adapter.answers)
         | _missing_answers(settings, adapter, {**record["data"], **({task: data} if data else {})}),
     )
     restore_tensors(built.model, built.groups, adapter.tensors, adapter_path)
+    built.model.encoder.fold()
     built.model.eval()
     return LoadedRun(
         settings=settings.of(task),
@@ -239,10 +242,10 @@ def choose_task(folder: Path, settings: Settings, task: str | None) -> str:
     return task or names[0]
 
 
-def run_identity(settings: Settings, backbone: Backbone, store: FeatureStore) -> dict[str, Any]:
+def run_identity(settings: Settings, backbone: Backbone, store: FeatureStore | None) -> dict[str, Any]:
     """What the adapters of a run are tied to."""
     names = ",".join(task.name for task in settings.tasks.values())
-    return adapter_identity(backbone, task=names, method=settings.method.name, features=store.identity)
+    return adapter_identity(backbone, task=names, method=settings.method.name, features=store.identity if store else {})
 
 
 def compute_dtype(settings: Settings) -> torch.dtype:

@@ -14,10 +14,11 @@ from feature_extraction.settings import ExtractionSettings
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """The frozen text model: T5 v1.0, v1.1 or Flan."""
+    """The frozen text model. With images it is a T5 (v1.0, v1.1 or Flan); text alone goes with other families too."""
 
-    name: str = "t5-mini"  # "t5-mini" (embedded), a Hugging Face id, or a local folder
+    name: str = "t5-mini"  # "t5-mini" (embedded), a Hugging Face id, a local folder, or a .gguf file
     revision: str | None = None  # of a Hugging Face id; null: its main branch
+    quantization: str = "none"  # of the frozen weights: none, 8bit or 4bit (by bitsandbytes)
     dropout: float | None = None  # in the frozen layers during training, 0 to 1; null: the model's own
 
 
@@ -25,15 +26,18 @@ class BackboneSettings:
 class MethodSettings:
     """What is trained."""
 
-    name: str = "dept"  # dept, prompt, visual_only or full
+    name: str = "dept"  # dept, prompt, adept, dept_adept, visual_only or full
     budget_length: int = 100  # l: the prompt length whose parameters, l * H, may be spent; prompt tuning uses it whole
-    prompt_length: int = 40  # m: length of DePT's short prompt
+    prompt_length: int = 40  # m: length of DePT's and ADePT's short prompt
     rank: int | None = None  # r; null: the largest that the budget allows
     prompt_init: str = "vocabulary"  # vocabulary (sampled embeddings), text, or normal
     prompt_text: str | None = None  # for prompt_init: text; repeated and cut to the prompt length
     low_rank_init: str = "official"  # of A: official (uniform within 1/sqrt(r)) or paper (standard normal)
     low_rank_scale: str = "paper"  # of A·B: paper (1) or official (8/sqrt(r))
+    token_dropout: float = 0.1  # in ADePT's network during training, 0 to 1
     prompt_sharing: str = "shared"  # among several tasks: shared, or per_task (each its own prompt, A and B)
+    init_from: str | None = None  # a finished run, or its adapter folder, whose trained tensors this run starts from
+    init_parts: str = "all"  # of it: prompt (P), prompt_a (P and A; B starts at zero), or all
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class TaskSettings:
     passes_per_epoch: int = 1  # over the examples; each pass draws one target of each
     loss: str = "example"  # example (mean over an example's tokens, then over examples) or token (over all tokens)
     num_beams: int = 1  # 1: greedy
+    template: str = "dept"  # of text tasks: dept (fields, labels as digits) or t5 (T5's prefixes and label words)
+    legacy: bool = False  # text tasks as ATTEMPT, MPT and DePT ran them, known defects included
+    cue: str = "\nAnswer:"  # what decoder-only backbones read between text and answer
     batch_size: int | None = None  # of this task's steps; null: data.batch_size
     selection_metric: str = "accuracy"  # the best checkpoint has the highest
     splits: dict[str, str] = field(default_factory=dict)  # our split name: the name in the data set's file names
@@ -76,6 +83,8 @@ class DataSettings:
     evaluation_batch_size: int = 256  # examples a process generates for at once
     bucket_width: int = 8  # tokens; texts of a batch differ in length by less than this
     workers: int = 0  # loader processes for each training process
+    shots: int | None = None  # k: training examples in all, evenly over the labels; null: all there are
+    shots_seed: int = 0  # which examples those are; apart from training.seed
 
 
 @dataclass(frozen=True)
@@ -83,10 +92,10 @@ class OptimizerSettings:
     """AdamW: a learning rate and a weight decay for each group of parameters."""
 
     prompt_lr: float = 0.3  # P
-    low_rank_lr: float = 1e-3  # A and B
+    low_rank_lr: float = 1e-3  # A and B, and ADePT's network
     visual_lr: float = 1e-3  # visual embedding
     head_lr: float = 1e-3  # classification head
-    backbone_lr: float = 1e-4  # T5, for method full
+    backbone_lr: float = 1e-4  # the text model, for method full
     prompt_weight_decay: float = 1e-5
     low_rank_weight_decay: float = 1e-5
     visual_weight_decay: float = 0.01
@@ -148,8 +157,13 @@ class Settings:
 SECTIONS = {name: value for name, value in vars(Settings()).items() if name != "tasks"} | {"task": TaskSettings()}
 KEYS = {name: [key.name for key in fields(section)] for name, section in SECTIONS.items()}
 
+# What each method adds to the frozen token embeddings beside its prompt: by position (DePT), by token (ADePT), or both.
+OFFSETS = {"prompt": "none", "dept": "position", "adept": "token", "dept_adept": "both"}
+
 CHOICES = {
-    "method.name": ("dept", "prompt", "visual_only", "full"),
+    "method.name": ("dept", "prompt", "adept", "dept_adept", "visual_only", "full"),
+    "method.init_parts": ("prompt", "prompt_a", "all"),
+    "backbone.quantization": ("none", "8bit", "4bit"),
     "method.prompt_init": ("vocabulary", "text", "normal"),
     "method.low_rank_init": ("official", "paper"),
     "method.low_rank_scale": ("official", "paper"),
@@ -159,6 +173,7 @@ CHOICES = {
     "task.prefix_style": ("vl_t5", "vl_adapter", "none"),
     "task.head": ("generation", "classification", "first_step"),
     "task.loss": ("example", "token"),
+    "task.template": ("dept", "t5"),
     "training.precision": ("fp32", "bf16"),
     "training.tracker": ("none", "tensorboard", "wandb", "trackio"),
 }
@@ -178,10 +193,13 @@ AT_LEAST = {
     "training.epochs": 0.001,
     "training.mixing_temperature": 0.01,
     "training.seed": 0,
+    "data.shots": 1,
+    "data.shots_seed": 0,
+    "method.token_dropout": 0,
 }
 
 AT_MOST = {
-    **dict.fromkeys(("backbone.dropout", "optimizer.warmup_fraction"), 1),
+    **dict.fromkeys(("backbone.dropout", "optimizer.warmup_fraction", "method.token_dropout"), 1),
     **dict.fromkeys(("optimizer.beta1", "optimizer.beta2"), 0.999999),
     "training.epochs": 1e6,
 }
@@ -211,10 +229,15 @@ def wrong_values(settings: Settings) -> Iterator[str]:
             f"training.steps is {training.steps} and training.epochs is {training.epochs}; set exactly one, "
             "as in training.steps=600 training.epochs=null"
         )
-    if method.name == "dept" and method.prompt_length > method.budget_length:
+    if OFFSETS.get(method.name, "none") != "none" and method.prompt_length > method.budget_length:
         yield (
             f"method.prompt_length (m) is {method.prompt_length} but method.budget_length (l) is "
-            f"{method.budget_length}; DePT needs m <= l: lower m or raise l"
+            f"{method.budget_length}; {method.name} needs m <= l: lower m or raise l"
+        )
+    if method.name == "full" and settings.backbone.quantization != "none":
+        yield (
+            f"backbone.quantization is {settings.backbone.quantization!r}, but method full trains the backbone, and "
+            "quantised weights cannot be trained. Set backbone.quantization=none"
         )
     if method.prompt_init == "text" and not method.prompt_text:
         yield "method.prompt_init is 'text' but method.prompt_text is empty; give the text to start from"

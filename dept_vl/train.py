@@ -19,7 +19,7 @@ EXAMPLES = """\
 
 def main(arguments: list[str]) -> None:
     """Train as the arguments say; the same arguments again go on from the newest checkpoint."""
-    parser = Parser("dept_vl.train", "Train a method on a task, with visual tokens from a feature store.", EXAMPLES)
+    parser = Parser("dept_vl.train", "Train a method on a task of text, or of images in a feature store.", EXAMPLES)
     parser.add_argument(
         "--task",
         required=True,
@@ -31,14 +31,27 @@ def main(arguments: list[str]) -> None:
         "--data", required=True, action="append", metavar="DIR", help=f"folder of the official files{for_each}DIR"
     )
     parser.add_argument(
-        "--features", required=True, action="append", metavar="STORE", help=f"what extract wrote{for_each}STORE"
+        "--features",
+        action="append",
+        default=[],
+        metavar="STORE",
+        help=f"what extract wrote, for tasks with images{for_each}STORE",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--method", metavar="NAME", help=f"one of: {', '.join(layer_names('method'))} (default: dept)")
     parser.add_argument(
-        "--backbone", metavar="NAME", help="t5-mini (default), a Hugging Face T5 such as google-t5/t5-base, or a folder"
+        "--backbone",
+        metavar="NAME",
+        help="t5-mini (default), a Hugging Face id such as google-t5/t5-base or, for text alone, gpt2, or a folder",
     )
     parser.add_argument("--recipe", metavar="NAME", help=f"one of: {', '.join(layer_names('recipe'))}")
+    parser.add_argument("--shots", type=int, metavar="K", help="train on so many examples in all (data.shots)")
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="RUN",
+        help="start from a finished run's prompt, A and B (method.init_parts: which)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check settings, data, features and disk; write nothing")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="any setting of configs/base.yaml"
@@ -47,8 +60,10 @@ def main(arguments: list[str]) -> None:
     chosen = {group: getattr(options, group) for group in ("backbone", "method", "task", "recipe")}
     names = list(dict.fromkeys(name.strip() for name in options.task.split(",")))
     data = paths_by_task("--data", options.data, names)
+    shortcuts = {"data.shots": options.shots, "method.init_from": options.init_from and options.init_from.resolve()}
+    given = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
     # A wrong setting is told at once, before torch is loaded.
-    settings = load_settings(chosen, options.overrides, data=data)
+    settings = load_settings(chosen, [*given, *options.overrides], data=data)
     if list(settings.tasks) != names:
         raise UsageError(f"task={','.join(settings.tasks)}: the tasks of a training are named by --task alone")
     foreign = [override for override in options.overrides if override.startswith("features")]
@@ -58,13 +73,18 @@ def main(arguments: list[str]) -> None:
             "Give them to python -m dept_vl.extract"
         )
 
+    pictured = [name for name in names if settings.tasks[name].images_per_example]
+    if options.features and not pictured:
+        raise UsageError(f"--features is of no use for {', '.join(names)}, which has no images. Leave it out")
+    features = paths_by_task("--features", options.features, pictured) if pictured else {}
+
     from dept_vl.training.run import train_run
 
     with StopSignal() as stop:
         train_run(
             settings=settings,
             data=data,
-            features=paths_by_task("--features", options.features, names),
+            features=features,
             output=options.output,
             command=command_text("dept_vl.train", arguments),
             dry_run=options.dry_run,

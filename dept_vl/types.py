@@ -51,6 +51,17 @@ class Prediction(NamedTuple):
     answer: str
 
 
+class Frame(NamedTuple):
+    """The token ids that a language model wants around texts and targets; whatever is cut, the frame is not."""
+
+    text_before: tuple[int, ...] = ()
+    text_after: tuple[int, ...] = ()
+    target_before: tuple[int, ...] = ()
+    target_after: tuple[int, ...] = ()
+    target_prefix: str = ""  # put before the target's text, not a token of its own
+    pad_id: int = 0
+
+
 class Scores(NamedTuple):
     """The numbers of one evaluation.
 

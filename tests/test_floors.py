@@ -32,6 +32,7 @@ FLOORS = (
         "dept_vl.own_data",
         "dept_vl.predict",
         "dept_vl.report_picture",
+        "dept_vl.integrations",
     },
     {
         "dept_vl.extract",
@@ -44,6 +45,10 @@ FLOORS = (
         "dept_vl.init_dataset",
         "dept_vl.nlvr",
         "dept_vl.report",
+        "dept_vl.fetch",
+        "dept_vl.pack",
+        "dept_vl.transfer",
+        "dept_vl.import_official",
     },
     {"dept_vl", "dept_vl.bench"},  # the front door, which imports a name when it is asked for, and the benchmarks
 )

@@ -14,7 +14,7 @@ from dept_vl.answer_log import AnswerLog
 from dept_vl.inference import answer_batch, make_dataset, predict
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.build import build_model
-from dept_vl.model.vl_t5 import VLT5
+from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.settings import DataSettings, MethodSettings, Settings, TaskSettings, TrainingSettings
 from dept_vl.tasks.task import Task, load_task
 from dept_vl.types import Batch, Example, Prediction
@@ -45,7 +45,7 @@ def store(toy_store: Path) -> FeatureStore:
     return FeatureStore.open(toy_store)
 
 
-def make_model(backbone: Backbone, settings: Settings) -> VLT5:
+def make_model(backbone: Backbone, settings: Settings) -> PromptedModel:
     return build_model(settings, backbone, visual_tokens=4, feature_width=6, seed=0).model
 
 
@@ -67,7 +67,7 @@ def answer(backbone: Backbone, store: FeatureStore, examples: list[Example]) -> 
     def make(
         *,
         task: Task | None = None,
-        model: VLT5 | None = None,
+        model: PromptedModel | None = None,
         some: slice = slice(None),
         log: AnswerLog | None = None,
         **changes: object,

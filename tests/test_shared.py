@@ -43,7 +43,7 @@ def test_another_t5_is_used_the_same_way(shared: Path) -> None:
     assert backbone.weight_digest != embedded.weight_digest
     settings = load_settings({"task": "vqa", "backbone": str(folder)}, [])
     built = build_model(settings, backbone, visual_tokens=4, feature_width=8, seed=0)
-    width = backbone.t5.config.d_model
+    width = backbone.model.config.d_model
     assert built.trainable.own <= settings.method.budget_length * width
     ids = torch.tensor([backbone.tokenizer("is there a dog?")["input_ids"]])
-    assert built.model.t5.generate(input_ids=ids, max_new_tokens=3).shape[0] == 1
+    assert built.model.backbone.generate(input_ids=ids, max_new_tokens=3).shape[0] == 1

@@ -48,9 +48,9 @@ def test_every_method_trains_and_is_evaluated(train_arguments: TrainArguments, t
     assert run(main, train_arguments(folder, TWO_STEPS, method=method)) == 0
     own = {"dept": {"prompt.prompt", "prompt.a", "prompt.b", "prompt.trained_length"}, "prompt": {"prompt.prompt"}}
     tensors = set(load_file(folder / "adapter" / "adapter_model.safetensors"))
-    rest = {name for name in tensors if not name.startswith(("visual_embedding.", "t5."))}
+    rest = {name for name in tensors if not name.startswith(("visual_embedding.", "backbone."))}
     assert rest == own.get(method, set())
-    assert any(name.startswith("t5.") for name in tensors) is (method == "full")
+    assert any(name.startswith("backbone.") for name in tensors) is (method == "full")
     assert evaluate_run(folder, "test")[0].scores.metrics["n"] == 7
 
 

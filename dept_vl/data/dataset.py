@@ -81,13 +81,14 @@ class ExampleDataset:
         self.tokens = tokens
         self.examples = examples
         self._store = store
+        self._no_target = np.array([*tokens.frame.target_before, *tokens.frame.target_after], dtype=np.int32)
         self._place = {answer: place for place, answer in enumerate(answers)}
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def item(self, index: int, target: int = NO_TARGET) -> Item:
-        """One example with the target of a given row; without one, its target is </s> alone, of weight 0."""
+        """One example with the target of a given row; without one, its target is the frame alone, of weight 0."""
         example = self.examples[index]
         visual_tokens, boxes, visual_mask = self._read(example.image_ids)
         known = target != NO_TARGET
@@ -97,7 +98,7 @@ class ExampleDataset:
             visual_tokens=visual_tokens,
             boxes=boxes,
             visual_mask=visual_mask,
-            target_ids=self.tokens.targets.row(target) if known else np.array([self.tokens.eos_id], dtype=np.int32),
+            target_ids=self.tokens.targets.row(target) if known else self._no_target,
             target_weight=float(self.tokens.target_weights[target]) if known else 0.0,
             answer_scores=self._answer_scores(example),
         )

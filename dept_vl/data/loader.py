@@ -124,7 +124,7 @@ class _PlacedBatches(Dataset[TrainingBatch | Exception]):
         batch = collate(
             items,
             task=self.dataset.task,
-            pad_id=tokens.pad_id,
+            pad_id=tokens.frame.pad_id,
             bucket_width=self.bucket_width,
             max_text_length=tokens.max_text_length,
         )

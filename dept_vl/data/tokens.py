@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dept_vl.command_line import say
-from dept_vl.types import Example
+from dept_vl.types import Example, Frame
 from feature_extraction.durable import write_durably
 from feature_extraction.errors import InputDataError, UsageError
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
 TokenIds = Int32[np.ndarray, " _"]  # any number
 
-LAYOUT = "dept_vl tokens 1"  # of the cache files; another one wherever equal input gives another file
+LAYOUT = "dept_vl tokens 2"  # of the cache files; another one wherever equal input gives another file
 TEXTS_AT_ONCE = 16_384  # in one call of the tokenizer: enough to keep its threads busy, in little memory
 
 
@@ -49,7 +49,7 @@ class Ragged(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The texts of all examples and all their targets, each ending with </s>.
+    """The texts of all examples and all their targets, each in the backbone's frame.
 
     The targets of example i are the rows ``first_target[i]`` up to, but without, ``first_target[i + 1]``.
     """
@@ -58,9 +58,8 @@ class TokenTable:
     targets: Ragged
     target_weights: Float64[np.ndarray, " targets"]
     first_target: Int64[np.ndarray, " ends"]
-    max_text_length: int  # tokens, with </s>
-    pad_id: int
-    eos_id: int
+    max_text_length: int  # tokens, with the frame's
+    frame: Frame
 
     def __len__(self) -> int:
         return len(self.first_target) - 1
@@ -75,6 +74,7 @@ def tokenize_examples(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     *,
+    frame: Frame,
     prefix: str,
     max_text_length: int,
     max_target_length: int,
@@ -83,22 +83,22 @@ def tokenize_examples(
 ) -> TokenTable:
     """Token ids of prefix + text and of every target, cut to their lengths; from the cache folder if they are there.
 
-    Every row ends with </s>, which counts in its length and stands nowhere else, whatever the tokenizer adds and
-    even if a text spells it out. A cache file that was damaged is made anew; one that cannot be written is done
-    without.
+    Every row stands in the backbone's frame, which counts in its length and is never cut: a T5's ends with </s>. The
+    end token stands nowhere else, even if a text spells it out. A cache file that was damaged is made anew; one that
+    cannot be written is done without.
 
     Raises:
         InputDataError: a target's weight is negative or not finite.
-        UsageError: the tokenizer has no </s> or no padding token.
+        UsageError: the frame alone is as long as a text or target may be.
     """
-    pad_id, eos_id = _special_ids(tokenizer)
+    _check_room(frame, max_text_length, max_target_length)
     _check_weights(examples)
     lengths = {"max_text_length": max_text_length, "max_target_length": max_target_length}
-    key = _digest(examples, {"tokenizer": tokenizer_digest, "prefix": prefix, "pad": pad_id, "eos": eos_id, **lengths})
+    key = _digest(examples, {"tokenizer": tokenizer_digest, "prefix": prefix, **frame._asdict(), **lengths})
     path = cache / f"tokens-{key}.safetensors" if cache is not None else None
     arrays = _read_cache(path) if path is not None else None
     if arrays is None:
-        arrays = _tokenize(examples, tokenizer, prefix, eos_id, **lengths)
+        arrays = _tokenize(examples, tokenizer, prefix, frame, **lengths)
         if path is not None:
             _write_cache(path, arrays)
     return TokenTable(
@@ -107,19 +107,22 @@ def tokenize_examples(
         target_weights=arrays["target_weights"],
         first_target=arrays["first_target"],
         max_text_length=max_text_length,
-        pad_id=pad_id,
-        eos_id=eos_id,
+        frame=frame,
     )
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    pad_id, eos_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-    if not isinstance(pad_id, int) or not isinstance(eos_id, int):
-        raise UsageError(
-            f"The tokenizer {tokenizer.name_or_path!r} has the padding token {tokenizer.pad_token!r} and the end token "
-            f"{tokenizer.eos_token!r}; a T5 tokenizer has both. Take the backbone's own tokenizer files"
-        )
-    return pad_id, eos_id
+def _check_room(frame: Frame, max_text_length: int, max_target_length: int) -> None:
+    around_text = len(frame.text_before) + len(frame.text_after)
+    around_target = len(frame.target_before) + len(frame.target_after)
+    for name, around, length in (
+        ("task.max_text_length", around_text, max_text_length),
+        ("task.max_target_length", around_target, max_target_length),
+    ):
+        if around >= length:
+            raise UsageError(
+                f"{name} is {length}, but {around} of these tokens are the backbone's own (what it begins and ends "
+                f"with, and task.cue). Raise {name} to more than {around}"
+            )
 
 
 def _check_weights(examples: Sequence[Example]) -> None:
@@ -149,15 +152,26 @@ def _tokenize(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     prefix: str,
-    eos_id: int,
+    frame: Frame,
     max_text_length: int,
     max_target_length: int,
 ) -> Arrays:
-    texts = [prefix + example.text for example in examples]
     targets = [target for example in examples for target in example.targets]
-    text_rows = _rows(texts, tokenizer, eos_id, max_text_length, "texts", "task.max_text_length")
+    text_rows = _rows(
+        [prefix + example.text for example in examples],
+        tokenizer,
+        _Around(frame.text_before, frame.text_after, frame.target_after),
+        max_text_length,
+        "texts",
+        "task.max_text_length",
+    )
     target_rows = _rows(
-        [target.text for target in targets], tokenizer, eos_id, max_target_length, "targets", "task.max_target_length"
+        [frame.target_prefix + target.text for target in targets],
+        tokenizer,
+        _Around(frame.target_before, frame.target_after, frame.target_after),
+        max_target_length,
+        "targets",
+        "task.max_target_length",
     )
     return {
         "text_values": text_rows.values,
@@ -169,10 +183,18 @@ def _tokenize(
     }
 
 
+class _Around(NamedTuple):
+    """What stands before and after each row, and which tokens end a text and stand nowhere inside."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
 def _rows(
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    eos_id: int,
+    around: _Around,
     max_length: int,
     what: str,
     setting: str,
@@ -181,13 +203,14 @@ def _rows(
     unique = list(dict.fromkeys(texts))
     ids: dict[str, TokenIds] = {}
     cut: set[str] = set()
+    room = max_length - len(around.before) - len(around.after)
     for some in _pieces(unique, TEXTS_AT_ONCE):
         encoded = tokenizer(list(some), add_special_tokens=False, return_attention_mask=False, verbose=False)
         for text, row in zip(some, encoded["input_ids"], strict=True):
-            plain = [token for token in row if token != eos_id]
-            if len(plain) >= max_length:
+            plain = [token for token in row if token not in around.ends]
+            if len(plain) > room:
                 cut.add(text)
-            ids[text] = np.array([*plain[: max_length - 1], eos_id], dtype=np.int32)
+            ids[text] = np.array([*around.before, *plain[:room], *around.after], dtype=np.int32)
     if cut:
         say(
             f"{sum(text in cut for text in texts):,} of {len(texts):,} {what} are longer than {setting}={max_length} "

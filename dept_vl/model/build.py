@@ -1,29 +1,31 @@
-"""Settings → model: the only place that branches on the method and the head."""
+"""Settings → model: the only place that branches on the method, the family of the backbone, and the head."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.budget import solve_budget
-from dept_vl.model.decomposed_prompt import DecomposedPrompt, official_a, paper_a
+from dept_vl.model.decomposed_prompt import make_prompt
+from dept_vl.model.families import DecoderOnly, EncoderDecoder, EncoderOnly
 from dept_vl.model.heads import ClassificationHead, FirstStepHead, GenerationHead, Head
 from dept_vl.model.multimodal_encoder import MultimodalEncoder
+from dept_vl.model.prompted_model import PromptedModel
+from dept_vl.model.prompted_text import CausalInput, PromptedEncoder
 from dept_vl.model.soft_prompt import SoftPrompt, TaskPrompts, from_normal, from_text, from_vocabulary
 from dept_vl.model.trainable import ParameterGroup, TrainableCount, count_trainable, select_trainable
 from dept_vl.model.visual_embedding import VisualEmbedding
-from dept_vl.model.vl_t5 import VLT5
-from dept_vl.settings import MethodSettings, Settings, TaskSettings
+from dept_vl.settings import OFFSETS, MethodSettings, Settings, TaskSettings
 from feature_extraction.errors import UsageError
 
 
 class BuiltModel(NamedTuple):
     """A model, what trains in it, and what to tell the user about it."""
 
-    model: VLT5
+    model: PromptedModel
     groups: list[ParameterGroup]
     trainable: TrainableCount
     notes: list[str]
@@ -48,32 +50,91 @@ def build_model(
     Raises:
         UsageError: DePT's sizes overspend their budget, or a head does not suit its task's answers.
     """
-    config, tasks = backbone.t5.config, settings.tasks
+    tasks = settings.tasks
+    images = max(task.images_per_example for task in tasks.values())
+    _check_family(settings, backbone)
     prompt, notes = _build_prompts(settings, backbone, torch.Generator().manual_seed(seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         visual = None
-        images = max(task.images_per_example for task in tasks.values())
         if images:
             visual = VisualEmbedding(
                 feature_width=feature_width,
-                hidden_size=config.d_model,
+                hidden_size=backbone.hidden_size,
                 images=images,
                 tokens_per_image=visual_tokens,
-                epsilon=config.layer_norm_epsilon,
+                epsilon=backbone.model.config.layer_norm_epsilon,
                 vl_t5_area=settings.visual.area == "vl_t5",
             )
-        heads = {name: _build_head(task, backbone, (answers or {}).get(name)) for name, task in tasks.items()}
-    encoder = MultimodalEncoder(
-        t5_encoder=backbone.t5.encoder,
-        prompt=prompt,
-        visual_embedding=visual,
-        vl_t5_positions=settings.visual.position_rule == "vl_t5",
-    )
-    model = VLT5(t5=backbone.t5, encoder=encoder, heads=heads)
+        encoder = _build_encoder(settings, backbone, prompt, visual)
+        heads = {name: _build_head(task, backbone, encoder, (answers or {}).get(name)) for name, task in tasks.items()}
+    model = PromptedModel(backbone=backbone.model, encoder=encoder, heads=heads)
     groups = select_trainable(model, train_backbone=settings.method.name == "full", optimizer=settings.optimizer)
     count = count_trainable(model, groups)
     return BuiltModel(model, groups, count, [*notes, count.describe(settings.method.name)])
+
+
+def _check_family(settings: Settings, backbone: Backbone) -> None:
+    """Refuse what a backbone of this family cannot do.
+
+    Raises:
+        UsageError: images without a T5; generation without a decoder; more positions than the model has.
+    """
+    config, family = backbone.model.config, backbone.family
+    for name, task in settings.tasks.items():
+        if task.images_per_example and config.model_type != "t5":
+            raise UsageError(
+                f"Task {name} has images, but the text backbone {backbone.name!r} is of type {config.model_type!r}: "
+                "visual tokens go with a T5 (v1.0, v1.1 or Flan). Choose one with --backbone, such as t5-mini"
+            )
+        if family == "encoder" and task.head != "classification":
+            raise UsageError(
+                f"Task {name} has task.head={task.head}, but {backbone.name!r} ({config.model_type}) is an encoder "
+                "alone and generates nothing. Set task.head=classification, or choose a backbone with a decoder"
+            )
+        available = None if config.model_type == "t5" else getattr(config, "max_position_embeddings", None)
+        needed = (
+            _prompt_length(settings) + task.max_text_length + (task.max_target_length if family == "decoder" else 0)
+        )
+        if available is not None and needed > available - _unused_positions(backbone):
+            raise UsageError(
+                f"Task {name} needs {needed:,} positions (prompt, task.max_text_length and, of a decoder-only model, "
+                f"task.max_target_length), but {backbone.name!r} has {available - _unused_positions(backbone):,}. "
+                f"Lower task.max_text_length by {needed - available + _unused_positions(backbone)}"
+            )
+
+
+def _prompt_length(settings: Settings) -> int:
+    method = settings.method
+    return {"none": method.budget_length, "": 0}.get(OFFSETS.get(method.name, ""), method.prompt_length)
+
+
+def _unused_positions(backbone: Backbone) -> int:
+    """RoBERTa and its like number positions from behind the padding token's id."""
+    positions = [
+        module
+        for name, module in backbone.model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+    ]
+    starts = [module.padding_idx + 1 for module in positions if module.padding_idx is not None]
+    return max(starts, default=0)
+
+
+def _build_encoder(
+    settings: Settings, backbone: Backbone, prompt: SoftPrompt | TaskPrompts | None, visual: VisualEmbedding | None
+) -> MultimodalEncoder | PromptedEncoder | CausalInput:
+    model: Any = backbone.model
+    if model.config.model_type == "t5":
+        return MultimodalEncoder(
+            t5_encoder=model.encoder,
+            prompt=prompt,
+            visual_embedding=visual,
+            vl_t5_positions=settings.visual.position_rule == "vl_t5",
+        )
+    if backbone.family == "decoder":
+        return CausalInput(embeddings=backbone.embeddings, prompt=prompt)
+    encoder = model if backbone.family == "encoder" else model.get_encoder()
+    return PromptedEncoder(encoder=encoder, embeddings=backbone.embeddings, prompt=prompt)
 
 
 def _build_prompts(
@@ -97,51 +158,77 @@ def _build_prompts(
 def _build_prompt(
     method: MethodSettings, backbone: Backbone, max_text_length: int, generator: torch.Generator
 ) -> tuple[SoftPrompt | None, list[str]]:
-    if method.name == "prompt":
-        return SoftPrompt(_initial_prompt(method, backbone, method.budget_length, generator)), []
-    if method.name != "dept":
+    offset = OFFSETS.get(method.name)
+    if offset is None:
         return None, []
-    hidden_size = backbone.t5.config.d_model
+    if offset == "none":
+        return SoftPrompt(_initial_prompt(method, backbone, method.budget_length, generator)), []
     budget = solve_budget(
         budget_length=method.budget_length,
         prompt_length=method.prompt_length,
         max_text_length=max_text_length,
-        hidden_size=hidden_size,
+        hidden_size=backbone.hidden_size,
         rank=method.rank,
+        offset=offset,
     )
-    make_a = official_a if method.low_rank_init == "official" else paper_a
-    prompt = DecomposedPrompt(
-        prompt=_initial_prompt(method, backbone, budget.prompt_length, generator),
-        a=make_a(budget.max_text_length, budget.rank, generator=generator),
-        b=torch.zeros(budget.rank, hidden_size),
-        scale=8 * max(budget.rank, 1) ** -0.5 if method.low_rank_scale == "official" else 1.0,
-    )
-    return prompt, [budget.describe()]
+    initial = _initial_prompt(method, backbone, budget.prompt_length, generator)
+    return make_prompt(
+        initial,
+        budget,
+        official_scale=method.low_rank_scale == "official",
+        official_init=method.low_rank_init == "official",
+        token_dropout=method.token_dropout,
+        generator=generator,
+    ), [budget.describe()]
 
 
-def _build_head(task: TaskSettings, backbone: Backbone, answers: Sequence[str] | None) -> Head:
+def _build_head(
+    task: TaskSettings,
+    backbone: Backbone,
+    encoder: MultimodalEncoder | PromptedEncoder | CausalInput,
+    answers: Sequence[str] | None,
+) -> Head:
     if (task.head == "classification" or task.constrained) and not answers:
         raise UsageError(
             f"Task {task.name} is to answer from a list (task.head={task.head}, task.constrained="
             f"{str(task.constrained).lower()}), but none is given. Training makes it from the training examples"
         )
+    if isinstance(encoder, PromptedEncoder) and backbone.family == "encoder":
+        prompt = None if encoder.prompt is None else encoder.prompt.for_task(task.name)
+        reader = EncoderOnly(prompt_length=0 if prompt is None else len(prompt.prompt))
+        return ClassificationHead(answers=answers or (), hidden_size=_state_size(backbone), family=reader)
+    family = DecoderOnly(encoder, task=task.name) if isinstance(encoder, CausalInput) else EncoderDecoder()
     if task.head == "classification":
-        return ClassificationHead(answers=answers or (), hidden_size=backbone.t5.config.d_model)
+        return ClassificationHead(answers=answers or (), hidden_size=_state_size(backbone), family=family)
+    frame = backbone.frame(task.cue)
     if task.head == "first_step":
-        return FirstStepHead(tokenizer=backbone.tokenizer, max_length=task.max_target_length, labels=answers or ())
+        return FirstStepHead(
+            tokenizer=backbone.tokenizer,
+            max_length=task.max_target_length,
+            labels=answers or (),
+            family=family,
+            frame=frame,
+        )
     return GenerationHead(
         tokenizer=backbone.tokenizer,
         max_length=task.max_target_length,
         num_beams=task.num_beams,
         token_mean=task.loss == "token",
         answers=answers if task.constrained else None,
+        family=family,
+        frame=frame,
     )
+
+
+def _state_size(backbone: Backbone) -> int:
+    """The width of the last states, which some models have wider than their embeddings."""
+    return cast(int, backbone.model.config.hidden_size)
 
 
 def _initial_prompt(
     method: MethodSettings, backbone: Backbone, length: int, generator: torch.Generator
 ) -> torch.Tensor:
-    embeddings = backbone.t5.shared.weight.detach().float().cpu()
+    embeddings = _embedding_rows(backbone)
     if method.prompt_init == "normal":
         return from_normal(length, embeddings.shape[1], generator=generator)
     if method.prompt_init == "text":
@@ -149,3 +236,11 @@ def _initial_prompt(
     special = [*backbone.tokenizer.all_special_ids]
     # Rows past the tokenizer's vocabulary only pad the table.
     return from_vocabulary(embeddings[: len(backbone.tokenizer)], length, special_ids=special, generator=generator)
+
+
+@torch.no_grad()
+def _embedding_rows(backbone: Backbone) -> torch.Tensor:
+    """The embeddings of all tokens as the first layer takes them."""
+    table: Any = backbone.embeddings
+    ids = torch.arange(table.num_embeddings, device=table.weight.device)
+    return cast(torch.Tensor, table(ids)).float().cpu()

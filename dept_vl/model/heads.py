@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dept_vl.model.answer_trie import AnswerTrie
-from dept_vl.types import Batch
+from dept_vl.model.families import EncoderDecoder, EncoderOnly, Family
+from dept_vl.types import Batch, Frame
 from feature_extraction.errors import UsageError
+
+ENCODER_DECODER, NO_FRAME = EncoderDecoder(), Frame()
 
 
 class StepOutput(NamedTuple):
@@ -33,6 +35,8 @@ class GenerationHead(nn.Module):
             more). Otherwise it is the mean over an example's tokens times its weight, and the mean of that over the
             batch (VL-T5's VQA).
         answers: the only answers there are; None for any text.
+        family: of the language model.
+        frame: of the language model's targets.
     """
 
     def __init__(
@@ -43,30 +47,30 @@ class GenerationHead(nn.Module):
         num_beams: int = 1,
         token_mean: bool = False,
         answers: Sequence[str] | None = None,
+        family: Family = ENCODER_DECODER,
+        frame: Frame = NO_FRAME,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        self.family = family
+        self.frame = frame
         self.num_beams = num_beams
         self.token_mean = token_mean
-        self.trie = None if answers is None else AnswerTrie.from_texts(answers, tokenizer)
+        self.trie = (
+            None if answers is None else AnswerTrie.from_texts(answers, tokenizer, frame=frame, start=family.start)
+        )
         # An answer of the vocabulary is never cut: half of it would be none.
         self.max_length = max_length if self.trie is None else max(max_length, self.trie.longest)
 
     def loss(
         self,
-        t5: T5ForConditionalGeneration,
+        model: PreTrainedModel,
         states: Float[Tensor, "B S H"],
         mask: Bool[Tensor, "B S"],
         batch: Batch,
     ) -> StepOutput:
         """The loss of a batch."""
-        start = batch.target_ids.new_full((len(batch.target_ids), 1), _start_id(t5))
-        logits = t5(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=mask,
-            decoder_input_ids=torch.cat([start, batch.target_ids[:, :-1]], dim=1),
-            use_cache=False,
-        ).logits
+        logits = self.family.target_logits(model, states, mask, batch)
         by_token = functional.cross_entropy(logits.float().transpose(1, 2), batch.target_ids, reduction="none")
         tokens = batch.target_mask.sum(dim=1)
         by_example = (by_token * batch.target_mask).sum(dim=1)
@@ -75,43 +79,44 @@ class GenerationHead(nn.Module):
             return StepOutput((by_example * batch.target_weights).sum() / weight, weight)
         return _mean(by_example / tokens.clamp(min=1) * batch.target_weights)
 
-    def answers(
-        self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
-    ) -> list[str]:
+    def answers(self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> list[str]:
         """The most likely answer to each example."""
-        ids = self.generate(t5, states, mask)
+        ids = self.generate(model, states, mask)
         if self.trie is not None:
             return [self.trie.text(row) for row in ids.tolist()]
         texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return texts
+        return [text.removeprefix(self.frame.target_prefix) for text in texts]
 
     def generate(
-        self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
+        self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
     ) -> Int64[Tensor, "B L"]:
         """The token ids of the most likely answers, end token included."""
-        ids: Tensor = cast(Any, t5).generate(
-            # A new object for each call: the library expands it in place for beams.
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=mask,
-            max_new_tokens=self.max_length,
-            num_beams=self.num_beams,
-            do_sample=False,
-            prefix_allowed_tokens_fn=None if self.trie is None else self.trie.allowed,
+        allowed = None if self.trie is None else self.trie.allowed
+        return self.family.generate(
+            model, states, mask, max_length=self.max_length, num_beams=self.num_beams, allowed=allowed
         )
-        return ids[:, 1:]  # without the start token
 
 
 class FirstStepHead(GenerationHead):
     """Trained like generation; the answer is the label whose first token is the likeliest (VL-T5's NLVR2)."""
 
-    def __init__(self, *, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        labels: Sequence[str],
+        family: Family = ENCODER_DECODER,
+        frame: Frame = NO_FRAME,
+    ) -> None:
         """Take the labels.
 
         Raises:
             UsageError: there are no two labels, or two begin with the same token.
         """
-        super().__init__(tokenizer=tokenizer, max_length=max_length)
-        rows = tokenizer(list(labels), add_special_tokens=False)["input_ids"] if labels else []
+        super().__init__(tokenizer=tokenizer, max_length=max_length, family=family, frame=frame)
+        texts = [frame.target_prefix + label for label in labels]
+        rows = tokenizer(texts, add_special_tokens=False)["input_ids"] if labels else []
         first = [[*row, tokenizer.eos_token_id][0] for row in rows]
         if len(labels) < 2 or len(set(first)) < len(labels):
             raise UsageError(
@@ -123,22 +128,26 @@ class FirstStepHead(GenerationHead):
 
     first_tokens: Int64[Tensor, " labels"]
 
-    def answers(
-        self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
-    ) -> list[str]:
+    def answers(self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> list[str]:
         """The likeliest label of each example."""
-        logits = _first_step(t5, states, mask).logits[:, 0, self.first_tokens]
+        logits = self.family.first_logits(model, states, mask)[:, self.first_tokens]
         return [self.labels[index] for index in logits.argmax(dim=1).tolist()]
 
 
 class ClassificationHead(nn.Module):
-    """One of A answers, from the decoder's state at its start token (VL-T5's and LXMERT's answer head).
+    """One of A answers, from one state of the model (VL-T5's and LXMERT's answer head).
+
+    The state is the decoder's at its start token, the text's last one of a decoder-only model, or the first one of an
+    encoder-only model.
 
     ``Linear → GELU → LayerNorm → Linear``, trained by binary cross-entropy with soft targets, summed over the answers.
     """
 
-    def __init__(self, *, answers: Sequence[str], hidden_size: int) -> None:
+    def __init__(
+        self, *, answers: Sequence[str], hidden_size: int, family: Family | EncoderOnly = ENCODER_DECODER
+    ) -> None:
         super().__init__()
+        self.family = family
         self.vocabulary = list(answers)
         self.layers = nn.Sequential(
             nn.Linear(hidden_size, 2 * hidden_size),
@@ -149,26 +158,24 @@ class ClassificationHead(nn.Module):
 
     def loss(
         self,
-        t5: T5ForConditionalGeneration,
+        model: PreTrainedModel,
         states: Float[Tensor, "B S H"],
         mask: Bool[Tensor, "B S"],
         batch: Batch,
     ) -> StepOutput:
         """The loss of a batch, whose answers outside the vocabulary count as none."""
-        logits = self._logits(t5, states, mask)
+        logits = self._logits(model, states, mask)
         entropy = functional.binary_cross_entropy_with_logits(logits, batch.answer_scores, reduction="none")
         return _mean(entropy.sum(dim=1))
 
-    def answers(
-        self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
-    ) -> list[str]:
+    def answers(self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> list[str]:
         """The likeliest answer to each example."""
-        return [self.vocabulary[index] for index in self._logits(t5, states, mask).argmax(dim=1).tolist()]
+        return [self.vocabulary[index] for index in self._logits(model, states, mask).argmax(dim=1).tolist()]
 
     def _logits(
-        self, t5: T5ForConditionalGeneration, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
+        self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
     ) -> Float[Tensor, "B A"]:
-        hidden = _first_step(t5, states, mask, output_hidden_states=True).decoder_hidden_states[-1][:, 0]
+        hidden = self.family.first_state(model, states, mask)
         # Under bf16 autocast the linear layers choose bf16 themselves.
         logits: Tensor = self.layers(hidden.float())
         return logits.float()
@@ -179,18 +186,3 @@ Head = GenerationHead | ClassificationHead
 
 def _mean(by_example: Float[Tensor, " B"]) -> StepOutput:
     return StepOutput(by_example.mean(), by_example.new_tensor(float(len(by_example))))
-
-
-def _first_step(t5: T5ForConditionalGeneration, states: Tensor, mask: Tensor, **options: bool) -> Any:  # noqa: ANN401
-    """The library's output at the decoder's start token."""
-    return t5(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),
-        attention_mask=mask,
-        decoder_input_ids=torch.full((len(states), 1), _start_id(t5), device=states.device),
-        use_cache=False,
-        **options,
-    )
-
-
-def _start_id(t5: T5ForConditionalGeneration) -> int:
-    return cast(int, t5.config.decoder_start_token_id)

@@ -10,15 +10,16 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention, T5Stack
 
+from dept_vl.model.prompted_text import PromptedText
 from dept_vl.model.soft_prompt import SoftPrompt, TaskPrompts
 from dept_vl.model.visual_embedding import VisualEmbedding
 from dept_vl.types import Batch
 
 
-class MultimodalEncoder(nn.Module):
+class MultimodalEncoder(PromptedText):
     """Encoder states of prompt, text and visual tokens, S = P + T + N positions.
 
     Args:
@@ -36,32 +37,22 @@ class MultimodalEncoder(nn.Module):
         visual_embedding: VisualEmbedding | None,
         vl_t5_positions: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(embeddings=t5_encoder.embed_tokens, prompt=prompt)
         self.t5_encoder = t5_encoder
-        self.prompt = prompt
         self.visual_embedding = visual_embedding
         self.vl_t5_positions = vl_t5_positions
 
-    def prompts(self) -> dict[str, SoftPrompt]:
-        """The prompts by the names that their tensors begin with in an adapter; none where there is no prompt."""
-        return {} if self.prompt is None else self.prompt.by_name()
-
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "B S H"], Bool[Tensor, "B S"]]:
         """The encoder's last states, and which positions are real."""
-        text = self.t5_encoder.embed_tokens(batch.text_ids)
-        parts, masks = [text], [batch.text_mask]
-        if self.prompt is not None:
-            chosen = self.prompt.for_task(batch.task)
-            prompt = chosen.prompt.expand(len(text), -1, -1)
-            parts = [prompt, chosen.embed_text(text, batch.text_mask)]
-            masks = [masks[0].new_ones(prompt.shape[:2]), batch.text_mask]
+        embedded, mask = self.embed(batch)
+        visual_length = 0
         if self.visual_embedding is not None:
-            parts.append(self.visual_embedding(batch.visual_tokens, batch.boxes))
-            masks.append(batch.visual_mask.flatten(1))
-        mask = torch.cat(masks, dim=1)
-        visual_length = masks[-1].shape[1] if self.visual_embedding is not None else 0
+            visual = self.visual_embedding(batch.visual_tokens, batch.boxes)
+            visual_length = visual.shape[1]
+            embedded = torch.cat([embedded, visual], dim=1)
+            mask = torch.cat([mask, batch.visual_mask.flatten(1)], dim=1)
 
-        hidden = self.t5_encoder.dropout(torch.cat(parts, dim=1))
+        hidden = self.t5_encoder.dropout(embedded)
         bias = self._additive_bias(mask, visual_length).to(hidden.dtype)
         for block in self.t5_encoder.block:
             hidden = block(hidden, position_bias=bias)[0]

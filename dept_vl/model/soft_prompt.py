@@ -1,4 +1,4 @@
-"""A learned prompt of continuous vectors (Lester et al. 2021), and the ways to start it."""
+"""A learned prompt of continuous vectors (Lester et al. 2021), what it adds to the text, and the ways to start it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+
+from dept_vl.model.token_offset import TokenOffset
 
 COMMON_TOKENS = 5000  # Lester et al. sample the prompt from so many of the most common tokens
 
 
 class SoftPrompt(nn.Module):
-    """P vectors put before the text; the text itself is embedded as the frozen model does."""
+    """P vectors put before the text, whose tokens are embedded as the frozen model does, or with ADePT's offset."""
 
-    def __init__(self, prompt: Float[Tensor, "P H"]) -> None:
+    def __init__(self, prompt: Float[Tensor, "P H"], *, token_offset: TokenOffset | None = None) -> None:
         super().__init__()
         self.prompt = nn.Parameter(prompt)
+        self.token_offset = token_offset
 
     def for_task(self, task: str) -> SoftPrompt:
         """Itself: all tasks share it."""
@@ -27,9 +30,22 @@ class SoftPrompt(nn.Module):
         """Itself, under the name that its tensors begin with in an adapter."""
         return {"prompt": self}
 
-    def embed_text(self, embedded: Float[Tensor, "B T H"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T H"]:
-        """The frozen token embeddings, unchanged."""
-        return embedded
+    def embed_text(
+        self,
+        embedded: Float[Tensor, "B T H"],
+        mask: Bool[Tensor, "B T"],
+        *,
+        before: Int64[Tensor, "B 1"] | None = None,
+    ) -> Float[Tensor, "B T H"]:
+        """The token embeddings with what the prompt adds to them.
+
+        ``before`` is how many real tokens came before the first of these, where a text is read in several pieces.
+        """
+        return embedded if self.token_offset is None else embedded + self.token_offset(embedded)
+
+    def low_rank_parameters(self) -> dict[str, nn.Parameter]:
+        """What trains at the small learning rate, by name: all but the prompt itself."""
+        return {} if self.token_offset is None else dict(self.token_offset.named_parameters())
 
 
 class TaskPrompts(nn.Module):

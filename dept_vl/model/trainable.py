@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from dept_vl.model.decomposed_prompt import DecomposedPrompt
-from dept_vl.model.vl_t5 import VLT5
+from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.settings import OptimizerSettings
 
 
@@ -25,8 +24,10 @@ class ParameterGroup(NamedTuple):
         return sum(parameter.numel() for parameter in self.parameters.values())
 
 
-def select_trainable(model: VLT5, *, train_backbone: bool, optimizer: OptimizerSettings) -> list[ParameterGroup]:
-    """Freeze the model but for what was added to T5 and, where asked, T5 itself; return the groups that train."""
+def select_trainable(
+    model: PromptedModel, *, train_backbone: bool, optimizer: OptimizerSettings
+) -> list[ParameterGroup]:
+    """Freeze all but what was added to the backbone and, where asked, the backbone itself; return what trains."""
     visual = model.encoder.visual_embedding
     found: dict[str, dict[str, nn.Parameter]] = {
         "prompt": {},
@@ -37,12 +38,11 @@ def select_trainable(model: VLT5, *, train_backbone: bool, optimizer: OptimizerS
     }
     for name, prompt in model.encoder.prompts().items():
         found["prompt"][f"{name}.prompt"] = prompt.prompt
-        if isinstance(prompt, DecomposedPrompt):
-            found["low_rank"] |= {f"{name}.a": prompt.a, f"{name}.b": prompt.b}
+        found["low_rank"] |= {f"{name}.{key}": value for key, value in prompt.low_rank_parameters().items()}
     if visual is not None:
         found["visual"] = {f"visual_embedding.{name}": value for name, value in visual.named_parameters()}
     if train_backbone:
-        found["backbone"] = {f"t5.{name}": value for name, value in model.t5.named_parameters()}
+        found["backbone"] = {f"backbone.{name}": value for name, value in model.backbone.named_parameters()}
 
     model.requires_grad_(False)
     groups = []
@@ -83,7 +83,7 @@ class TrainableCount(NamedTuple):
         )
 
 
-def count_trainable(model: VLT5, groups: list[ParameterGroup]) -> TrainableCount:
+def count_trainable(model: PromptedModel, groups: list[ParameterGroup]) -> TrainableCount:
     """Count the parameters of the groups."""
     sizes = {group.name: group.size for group in groups}
     visual, heads = sizes.get("visual", 0), sizes.get("head", 0)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import dept_vl.tasks
+from dept_vl.formats.rows import HubSource
 from dept_vl.settings import TaskSettings, nearest
 from dept_vl.types import Example, Prediction, Scores
 from feature_extraction.errors import UsageError
 
-NO_TASKS = ("task", "answers")  # the modules beside the tasks
+NO_TASKS = ("task", "answers", "splits")  # the modules beside the tasks
 
 
 class OfficialFiles(NamedTuple):
@@ -64,6 +65,7 @@ class Task:
     # Splits whose files the server takes only together, packed by ``bundle`` into one file (split: file).
     server_splits: Callable[[str], tuple[str, ...]] = _alone
     bundle: Callable[[Mapping[str, Path], Path], None] | None = None
+    hub: HubSource | None = None  # where dept_vl.fetch gets the data set
 
 
 def load_task(settings: TaskSettings) -> Task:

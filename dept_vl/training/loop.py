@@ -22,7 +22,7 @@ from dept_vl.model.adapter import restore_tensors, trained_tensors
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
 from dept_vl.model.heads import StepOutput
 from dept_vl.model.trainable import ParameterGroup
-from dept_vl.model.vl_t5 import VLT5
+from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.settings import Settings
 from dept_vl.training.checkpoint import Checkpoint, Progress, load_newest_checkpoint, save_checkpoint, tidy
 from dept_vl.training.loss_log import LossLog
@@ -59,7 +59,7 @@ class TrainingResult(NamedTuple):
 class _Run(NamedTuple):
     """What every part of the loop needs."""
 
-    model: VLT5
+    model: PromptedModel
     groups: Sequence[ParameterGroup]
     optimizer: AdamW
     settings: Settings
@@ -70,10 +70,10 @@ class _Run(NamedTuple):
 
 def train(
     *,
-    model: VLT5,
+    model: PromptedModel,
     groups: Sequence[ParameterGroup],
     batches_from: Callable[[int], Iterator[Batch]],
-    validate: Callable[[VLT5], dict[str, Validation]],
+    validate: Callable[[PromptedModel], dict[str, Validation]],
     settings: Settings,
     total_steps: int,
     folder: Path,
@@ -211,7 +211,7 @@ def _losses_by_task(progress: Progress) -> dict[str, dict[str, float]]:
 
 def _validate(
     run: _Run,
-    validate: Callable[[VLT5], dict[str, Validation]],
+    validate: Callable[[PromptedModel], dict[str, Validation]],
     progress: Progress,
     best: dict[int, dict[str, Tensor]],
     update_norms: Mapping[str, float],

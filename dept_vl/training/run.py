@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import shutil
 from collections import Counter
@@ -23,7 +24,7 @@ from dept_vl.model.adapter import Adapter
 from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import build_model
 from dept_vl.model.trainable import TrainableCount
-from dept_vl.model.vl_t5 import VLT5
+from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.run_folder import compute_dtype, open_run, publish_adapters, run_identity, run_record
 from dept_vl.settings import Settings
 from dept_vl.training.loop import Validation, train
@@ -31,6 +32,7 @@ from dept_vl.training.task_data import TaskData, read_tasks, task_batches
 from dept_vl.types import Batch, Example, Prediction
 from feature_extraction import FeatureStore
 from feature_extraction.differences import refuse_differences
+from feature_extraction.durable import write_durably
 from feature_extraction.errors import DiskFullError, InputDataError, UsageError
 
 
@@ -46,7 +48,7 @@ def train_run(
 ) -> None:
     """Check everything, train or go on training, and put each task's best adapter into ``output/adapter``.
 
-    ``data`` and ``features`` name the folder and the feature store of each task.
+    ``data`` names the folder of each task, ``features`` the feature store of each task with images.
 
     Raises:
         UsageError, InputDataError, IncompatibleError, DamagedError, DiskFullError: a check failed; nothing was
@@ -57,16 +59,19 @@ def train_run(
     talks = accelerator.is_main_process
 
     stores = {path: FeatureStore.open(path) for path in dict.fromkeys(features.values())}
-    store = next(iter(stores.values()))
+    store = next(iter(stores.values()), None)  # none of tasks without images
     for path, other in stores.items():
-        refuse_differences(
-            store.identity,
-            other.identity,
-            what=f"The features of {store.path} and {path} were not extracted in the same way",
-            advice="Tasks that train together share the visual embedding: extract all with one backbone and grid",
-        )
-    settings = replace(settings, features=store.settings)
-    tasks = read_tasks(settings, data, {name: stores[features[name]] for name in settings.tasks})
+        if store is not None:
+            refuse_differences(
+                store.identity,
+                other.identity,
+                what=f"The features of {store.path} and {path} were not extracted in the same way",
+                advice="Tasks that train together share the visual embedding: extract all with one backbone and grid",
+            )
+            settings = replace(settings, features=store.settings)
+    tasks = read_tasks(
+        settings, data, {name: stores[features[name]] if name in features else None for name in settings.tasks}
+    )
     if talks:
         for one in stores.values():
             one.verify()
@@ -76,8 +81,8 @@ def train_run(
     built = build_model(
         settings,
         backbone,
-        visual_tokens=store.visual_tokens,
-        feature_width=store.feature_width,
+        visual_tokens=store.visual_tokens if store else 0,
+        feature_width=store.feature_width if store else 0,
         seed=settings.training.seed,
         answers=answers,
     )
@@ -109,6 +114,9 @@ def train_run(
     if talks:
         record = run_record(command=command, settings=settings, data=data, features=features, identity=identity)
         open_run(output, settings, record)
+        if settings.data.shots is not None:
+            shots = {name: [example.example_id for example in task.training] for name, task in tasks.items()}
+            write_durably(output / "shots.json", (json.dumps(shots, indent=1) + "\n").encode())
     accelerator.wait_for_everyone()
     if (output / "adapter").is_dir():
         if talks:
@@ -125,7 +133,7 @@ def train_run(
             turns[step:], tasks, training_sets, rank=accelerator.process_index, world=accelerator.num_processes
         )
 
-    def validate(model: VLT5) -> dict[str, Validation]:
+    def validate(model: PromptedModel) -> dict[str, Validation]:
         return {
             name: _validate(
                 predict(model, validation_sets[name], task=task.task, settings=task.settings, accelerator=accelerator),

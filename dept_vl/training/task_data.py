@@ -13,6 +13,7 @@ from dept_vl.data.dataset import ExampleDataset
 from dept_vl.data.loader import TrainingBatch, training_batches
 from dept_vl.data.order import Turn, steps_per_epoch
 from dept_vl.data.preflight import check_examples
+from dept_vl.data.shots import choose_shots
 from dept_vl.settings import Settings, TaskSettings
 from dept_vl.tasks.answers import task_answers
 from dept_vl.tasks.task import Task, load_task
@@ -28,7 +29,7 @@ class TaskData(NamedTuple):
 
     task: Task
     settings: Settings  # as this task sees them
-    store: FeatureStore
+    store: FeatureStore | None  # of its images; None where it has none
     training: Sequence[Example]
     validation: Sequence[Example]
     answers: list[str] | None
@@ -49,7 +50,9 @@ class TaskData(NamedTuple):
         return self.pass_steps * self.settings.task.passes_per_epoch
 
 
-def read_tasks(settings: Settings, data: Mapping[str, Path], stores: Mapping[str, FeatureStore]) -> dict[str, TaskData]:
+def read_tasks(
+    settings: Settings, data: Mapping[str, Path], stores: Mapping[str, FeatureStore | None]
+) -> dict[str, TaskData]:
     """Each task's examples, checked against each other and against the features.
 
     Raises:
@@ -67,17 +70,21 @@ def read_tasks(settings: Settings, data: Mapping[str, Path], stores: Mapping[str
             faults[str(error)] = None
     if faults:
         raise InputDataError(". Also: ".join(faults))
-    return {
-        name: TaskData(
+    shots = settings.data.shots
+    tasks = {}
+    for name, task in loaded.items():
+        training = examples[name, "train"]
+        if shots is not None:
+            training = choose_shots(training, shots, labels=task.labels, seed=settings.data.shots_seed)
+        tasks[name] = TaskData(
             task=task,
             settings=settings.of(name),
             store=stores[name],
-            training=examples[name, "train"],
+            training=training,
             validation=_choose(examples[name, "validation"], settings.training.validation_examples),
-            answers=task_answers(task, settings.tasks[name], examples[name, "train"], data[name]),
+            answers=task_answers(task, settings.tasks[name], training, data[name]),
         )
-        for name, task in loaded.items()
-    }
+    return tasks
 
 
 def task_batches(

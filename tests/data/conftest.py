@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dept_vl.data.dataset import ExampleDataset
 from dept_vl.data.tokens import tokenize_examples
-from dept_vl.types import Example, Target
+from dept_vl.types import Example, Frame, Target
 from feature_extraction.settings import ExtractionSettings
 from feature_extraction.store.layout import Rejected, plan
 from feature_extraction.store.reader import FeatureStore
@@ -78,6 +78,7 @@ def make_dataset(
         table = tokenize_examples(
             examples,
             tokenizer,
+            frame=Frame(text_after=(1,), target_after=(1,)),
             prefix="",
             max_text_length=20,
             max_target_length=5,

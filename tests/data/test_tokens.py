@@ -12,14 +12,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import dept_vl
 from dept_vl.data import tokens as module
 from dept_vl.data.tokens import TokenTable, cache_folder, tokenize_examples
-from dept_vl.types import Example, Target
+from dept_vl.types import Example, Frame, Target
 from feature_extraction.errors import DiskFullError, InputDataError, UsageError
 
 EOS = 1
+FRAME = Frame(text_after=(EOS,), target_after=(EOS,))
 
 
 def tokenize(examples: list[Example], tokenizer: Any, cache: Path | None = None, **changes: Any) -> TokenTable:
-    settings = {"prefix": "", "max_text_length": 20, "max_target_length": 5, "tokenizer_digest": "words"}
+    settings = {
+        "frame": FRAME,
+        "prefix": "",
+        "max_text_length": 20,
+        "max_target_length": 5,
+        "tokenizer_digest": "words",
+    }
     return tokenize_examples(examples, tokenizer, cache=cache, **{**settings, **changes})
 
 
@@ -202,9 +209,21 @@ def test_weights_that_are_no_weights_are_refused(tokenizer: PreTrainedTokenizerF
     )
 
 
-def test_a_tokenizer_without_end_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    without = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>")
-    with pytest.raises(
-        UsageError, match="has the padding token '<pad>' and the end token None; a T5 tokenizer has both"
-    ):
-        tokenize([], without)
+@pytest.mark.parametrize(("name", "what"), [("max_text_length", "text"), ("max_target_length", "target")])
+def test_a_frame_as_long_as_the_whole_is_refused(tokenizer: PreTrainedTokenizerFast, name: str, what: str) -> None:
+    frame = Frame(text_before=(4,), text_after=(5, 6), target_before=(4,), target_after=(5, 6))
+    with pytest.raises(UsageError) as caught:
+        tokenize([], tokenizer, frame=frame, **{name: 3})
+    assert str(caught.value) == (
+        f"task.{name} is 3, but 3 of these tokens are the backbone's own (what it begins and ends with, and task.cue). "
+        f"Raise task.{name} to more than 3"
+    )
+
+
+def test_a_text_that_is_cut_keeps_its_frame(tokenizer: PreTrainedTokenizerFast) -> None:
+    frame = Frame(text_before=(7,), text_after=(8, 9), target_before=(5,), target_after=(EOS,), target_prefix="dog ")
+    example = Example("q", "red blue green yes no", (), targets=(Target("two three", 1.0),))
+    table = tokenize([example], tokenizer, frame=frame, max_text_length=5, max_target_length=4)
+    red, blue, dog, two = tokenizer.convert_tokens_to_ids(["red", "blue", "dog", "two"])
+    assert table.texts.row(0).tolist() == [7, red, blue, 8, 9]
+    assert table.targets.row(0).tolist() == [5, dog, two, EOS]

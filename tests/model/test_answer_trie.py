@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from dept_vl.model.answer_trie import AnswerTrie
+from dept_vl.types import Frame
 from feature_extraction.errors import UsageError
 
 END = 1
@@ -69,7 +70,7 @@ def test_of_answers_with_the_same_tokens_the_first_is_given() -> None:
 
 def test_texts_are_tokenised_without_an_end_of_their_own(tokenizer: PreTrainedTokenizerFast) -> None:
     red, dog = tokenizer.convert_tokens_to_ids(["red", "dog"])
-    trie = AnswerTrie.from_texts(["red dog", "red </s>"], tokenizer)
+    trie = AnswerTrie.from_texts(["red dog", "red </s>"], tokenizer, frame=Frame())
     assert after(trie) == {red}
     assert after(trie, red) == {dog, END}
     assert trie.text([red, dog, END]) == "red dog"
@@ -78,4 +79,4 @@ def test_texts_are_tokenised_without_an_end_of_their_own(tokenizer: PreTrainedTo
 
 def test_no_texts_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UsageError, match=r"^There is no answer to choose from\. Give training examples with answers"):
-        AnswerTrie.from_texts([], tokenizer)
+        AnswerTrie.from_texts([], tokenizer, frame=Frame())

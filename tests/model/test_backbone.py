@@ -26,30 +26,30 @@ def embedded() -> Backbone:
 def test_the_embedded_backbone_loads_by_name_and_is_the_published_one(embedded: Backbone) -> None:
     assert embedded.weight_digest == EMBEDDED_WEIGHTS
     assert embedded.tokenizer_digest == EMBEDDED_TOKENIZER
-    assert sum(value.numel() for value in embedded.t5.parameters()) == 13_115_904
-    assert embedded.t5.config.d_model == 256
+    assert sum(value.numel() for value in embedded.model.parameters()) == 13_115_904
+    assert embedded.model.config.d_model == 256
     assert len(embedded.tokenizer) == 8192
 
 
 def test_the_embedded_backbone_answers(embedded: Backbone) -> None:
     inputs = embedded.tokenizer("What color is the <extra_id_0> in the sky?", return_tensors="pt")
-    ids = embedded.t5.generate(**inputs, max_new_tokens=8, do_sample=False)
+    ids = embedded.model.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert embedded.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
 
 
 def test_weights_are_converted_but_named_by_their_published_bytes(embedded: Backbone) -> None:
-    assert embedded.t5.dtype == torch.float32
+    assert embedded.model.dtype == torch.float32
     half = load_backbone(BackboneSettings(name="t5-mini"), dtype=torch.bfloat16)
-    assert half.t5.dtype == torch.bfloat16
+    assert half.model.dtype == torch.bfloat16
     assert half.weight_digest == embedded.weight_digest
 
 
 def test_its_own_dropout_stays_unless_the_settings_change_it(embedded: Backbone) -> None:
-    assert embedded.t5.config.dropout_rate == 0.05
-    assert embedded.t5.encoder.dropout.p == 0.05
+    assert embedded.model.config.dropout_rate == 0.05
+    assert embedded.model.encoder.dropout.p == 0.05
     without = load_backbone(BackboneSettings(name="t5-mini", dropout=0.0))
-    assert without.t5.encoder.dropout.p == 0
-    assert without.t5.decoder.block[0].layer[0].dropout.p == 0
+    assert without.model.encoder.dropout.p == 0
+    assert without.model.decoder.block[0].layer[0].dropout.p == 0
     assert without.weight_digest == embedded.weight_digest
 
 
@@ -58,18 +58,18 @@ def test_a_local_folder_loads_like_a_name(backbone: Backbone, backbone_folder: P
     assert loaded.name == str(backbone_folder)
     assert loaded.weight_digest == backbone.weight_digest
     assert loaded.tokenizer_digest == backbone.tokenizer_digest
-    weights = dict(backbone.t5.named_parameters())
-    assert all(torch.equal(value, weights[name]) for name, value in loaded.t5.named_parameters())
+    weights = dict(backbone.model.named_parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.model.named_parameters())
 
 
 def test_one_changed_number_changes_the_digest(backbone: Backbone) -> None:
     with torch.no_grad():
-        backbone.t5.shared.weight[3, 5] += 1e-3
-    assert weight_digest(backbone.t5) != backbone.weight_digest
+        backbone.model.shared.weight[3, 5] += 1e-3
+    assert weight_digest(backbone.model) != backbone.weight_digest
 
 
 def test_another_precision_changes_the_digest(backbone: Backbone) -> None:
-    assert weight_digest(backbone.t5.bfloat16()) != backbone.weight_digest
+    assert weight_digest(backbone.model.bfloat16()) != backbone.weight_digest
 
 
 def test_another_vocabulary_changes_the_tokenizer_digest(backbone: Backbone, backbone_folder: Path) -> None:
@@ -102,13 +102,13 @@ def test_an_unknown_name_is_refused_with_what_there_is(tmp_path: Path) -> None:
         load_backbone(BackboneSettings(name=str(tmp_path)))
 
 
-def test_a_model_that_is_no_t5_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+def test_a_model_of_no_language_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     with pytest.raises(InputDataError) as raised:
         load_backbone(BackboneSettings(name=str(tmp_path)))
     assert str(raised.value) == (
-        f"Text backbone {str(tmp_path)!r} is of type 'bert'; a T5 (v1.0, v1.1 or Flan) is needed. "
-        "Choose one with --backbone, such as t5-mini or google/flan-t5-base"
+        f"Text backbone {str(tmp_path)!r} is of type 'resnet', which is no language model for text. Choose one with "
+        "--backbone, such as t5-mini, google/flan-t5-base, facebook/bart-base, gpt2 or roberta-base"
     )
 
 

@@ -127,7 +127,7 @@ def test_building_draws_nothing_from_the_global_generator(backbone: Backbone) ->
 
 
 def test_the_vocabulary_start_takes_whole_embeddings_of_words(backbone: Backbone) -> None:
-    embeddings = backbone.t5.shared.weight.detach()
+    embeddings = backbone.model.shared.weight.detach()
     prompt = prompt_of(build(with_method(prompt_length=10), backbone)).prompt.detach()
     rows = [[torch.equal(row, embedding) for embedding in embeddings].index(True) for row in prompt]
     assert not set(rows) & set(backbone.tokenizer.all_special_ids)
@@ -136,9 +136,9 @@ def test_the_vocabulary_start_takes_whole_embeddings_of_words(backbone: Backbone
 def test_the_vocabulary_start_skips_rows_that_only_fill_up_the_table(
     make_t5: Callable[..., T5ForConditionalGeneration], backbone: Backbone
 ) -> None:
-    padded = backbone._replace(t5=make_t5(vocab_size=5000))
+    padded = backbone._replace(model=make_t5(vocab_size=5000))
     prompt = prompt_of(build(with_method(prompt_length=10), padded)).prompt.detach()
-    words = padded.t5.shared.weight.detach()[: len(padded.tokenizer)]
+    words = padded.model.shared.weight.detach()[: len(padded.tokenizer)]
     assert all(any(torch.equal(row, word) for word in words) for row in prompt)
 
 
@@ -147,7 +147,7 @@ def test_the_text_start_repeats_the_text_with_its_end_token(backbone: Backbone) 
     prompt = prompt_of(build(text, backbone)).prompt.detach()
     ids = backbone.tokenizer("what color ?")["input_ids"]
     assert ids[-1] == backbone.tokenizer.eos_token_id
-    assert torch.equal(prompt, backbone.t5.shared.weight.detach()[[*ids, *ids]])
+    assert torch.equal(prompt, backbone.model.shared.weight.detach()[[*ids, *ids]])
 
 
 def test_the_normal_start_is_standard_normal(backbone: Backbone) -> None:
@@ -208,7 +208,7 @@ def test_the_visual_embedding_has_the_sizes_of_store_and_task(backbone: Backbone
     assert visual.feature_projection.weight.shape == (16, 6)
     assert visual.image_order.weight.shape == (2, 16)
     assert visual.object_order.weight.shape == (4, 16)
-    assert visual.feature_norm.eps == backbone.t5.config.layer_norm_epsilon
+    assert visual.feature_norm.eps == backbone.model.config.layer_norm_epsilon
 
 
 def test_each_task_has_the_head_of_its_settings(backbone: Backbone) -> None:

@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from dept_vl.model.heads import ClassificationHead, FirstStepHead, GenerationHead, Head
-from dept_vl.model.vl_t5 import VLT5
+from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.types import Batch
 from feature_extraction.errors import UsageError
 
 MakeT5 = Callable[..., T5ForConditionalGeneration]
 MakeBatch = Callable[..., Batch]
-MakeModel = Callable[..., VLT5]
+MakeModel = Callable[..., PromptedModel]
 MakeHead = Callable[..., Head]
 
 ONE_TOKEN = ("red", "blue", "green", "yes", "two")
@@ -57,18 +57,18 @@ def up_to_the_end(ids: Tensor) -> list[list[int]]:
     return [row[: row.index(1)] if 1 in row else row for row in rows]
 
 
-def generate(model: VLT5, batch: Batch) -> Tensor:
+def generate(model: PromptedModel, batch: Batch) -> Tensor:
     head = model.heads[batch.task]
     assert isinstance(head, GenerationHead)
     with torch.no_grad():
         states, mask = model.encoder(batch)
-        return head.generate(model.t5, states, mask)
+        return head.generate(model.backbone, states, mask)
 
 
-def library_logits(model: VLT5, batch: Batch, decoder_input_ids: Tensor) -> Tensor:
+def library_logits(model: PromptedModel, batch: Batch, decoder_input_ids: Tensor) -> Tensor:
     """What the library's model gives for our encoder states."""
     states, mask = model.encoder(batch)
-    logits: Tensor = model.t5(
+    logits: Tensor = model.backbone(
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
         attention_mask=mask,
         decoder_input_ids=decoder_input_ids,
@@ -87,7 +87,7 @@ def uneven(make_batch: MakeBatch) -> Batch:
     )
 
 
-def costs(model: VLT5, batch: Batch) -> tuple[Tensor, Tensor]:
+def costs(model: PromptedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """The summed cost of the real tokens of the targets of ``uneven``."""
     all_costs = -functional.log_softmax(library_logits(model, batch, torch.tensor([[0, 7, 9], [0, 8, 1]])), dim=-1)
     return (
@@ -362,10 +362,10 @@ class TestFirstStep:
 
 
 class TestClassification:
-    def logits(self, model: VLT5, batch: Batch) -> Tensor:
+    def logits(self, model: PromptedModel, batch: Batch) -> Tensor:
         """The head's layers over the library's decoder state at the start token."""
         states, mask = model.encoder(batch)
-        output = model.t5(
+        output = model.backbone(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=mask,
             decoder_input_ids=torch.zeros(len(states), 1, dtype=torch.int64),

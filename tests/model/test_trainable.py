@@ -109,12 +109,12 @@ def test_names_are_those_of_the_adapter_file(backbone: Backbone) -> None:
     }
     full = {name for group in build(backbone, "full").groups for name in group.parameters}
     assert {name for name in full if not name.startswith("visual_embedding.")} == {
-        f"t5.{name}" for name, _ in backbone.t5.named_parameters()
+        f"backbone.{name}" for name, _ in backbone.model.named_parameters()
     }
 
 
 def test_own_and_visual_parameters_are_counted_apart(backbone: Backbone) -> None:
-    t5 = sum(value.numel() for value in backbone.t5.parameters())
+    t5 = sum(value.numel() for value in backbone.model.parameters())
     visual = (6 * 16 + 16) + 16 + (5 * 16 + 16) + 16 + 1 * 16 + 4 * 16
     own = 4 * 16 + (8 + 16) * 4  # m d + (s + d) r, all of l d = 160
     count = build(backbone, "dept").trainable
@@ -164,4 +164,4 @@ def test_parts_without_numbers_make_no_group(backbone: Backbone, make_batch: Mak
 def test_building_another_method_on_the_same_backbone_freezes_it_again(backbone: Backbone) -> None:
     build(backbone, "full")
     build(backbone, "dept")
-    assert not any(value.requires_grad for value in backbone.t5.parameters())
+    assert not any(value.requires_grad for value in backbone.model.parameters())

@@ -12,7 +12,7 @@ from transformers import T5ForConditionalGeneration
 from dept_vl.command_line import StopSignal
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.build import BuiltModel, build_model
-from dept_vl.model.vl_t5 import VLT5
+from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.settings import MethodSettings, OptimizerSettings, Settings, TaskSettings, TrainingSettings
 from dept_vl.training.loop import TrainingResult, Validation, train
 from dept_vl.types import Batch
@@ -55,7 +55,7 @@ class Bench:
             yield self.change(step, self.make_batch((5, 3), seed=step, task=names[step % len(names)]))
             step += 1
 
-    def _validate(self, model: VLT5) -> dict[str, Validation]:
+    def _validate(self, model: PromptedModel) -> dict[str, Validation]:
         assert not model.training
         step = self.given[-1] + 1
         self.validated.append(step)
@@ -89,7 +89,7 @@ def make_bench(
             optimizer=optimizer or OptimizerSettings(),
             training=replace(TrainingSettings(evaluate_every=2, checkpoint_every=2, log_every=1), **training),
         )
-        built = build_model(settings, backbone._replace(t5=make_t5()), visual_tokens=4, feature_width=6, seed=0)
+        built = build_model(settings, backbone._replace(model=make_t5()), visual_tokens=4, feature_width=6, seed=0)
         torch.manual_seed(99)  # the loop must not depend on it
         return Bench(folder, built, settings, make_batch)
 

@@ -184,9 +184,9 @@ def test_gradients_are_clipped_together_and_the_log_has_their_norm_before(
 
 def test_frozen_parameters_keep_every_bit(make_bench: MakeBench, tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
-    before = {name: value.clone() for name, value in bench.built.model.t5.state_dict().items()}
+    before = {name: value.clone() for name, value in bench.built.model.backbone.state_dict().items()}
     bench.run()
-    assert equal(before, dict(bench.built.model.t5.state_dict()))
+    assert equal(before, dict(bench.built.model.backbone.state_dict()))
 
 
 def test_the_best_tensors_are_those_of_the_best_validation(make_bench: MakeBench, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import torch
 from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 from dept_vl.model.heads import ClassificationHead, FirstStepHead, GenerationHead, Head
-from dept_vl.model.vl_t5 import VLT5
+from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.types import Batch
 
 MakeT5 = Callable[..., T5ForConditionalGeneration]
 MakeBatch = Callable[..., Batch]
-MakeModel = Callable[..., VLT5]
+MakeModel = Callable[..., PromptedModel]
 
 ANSWERS = ("red", "blue", "yes", "two")
 
@@ -32,32 +32,32 @@ def heads(tokenizer: PreTrainedTokenizerFast) -> dict[str, Head]:
 
 
 @pytest.fixture
-def model(whole: MakeModel, make_t5: MakeT5, heads: dict[str, Head]) -> VLT5:
+def model(whole: MakeModel, make_t5: MakeT5, heads: dict[str, Head]) -> PromptedModel:
     return whole(make_t5(), heads)
 
 
-def test_the_call_itself_is_the_loss(model: VLT5, make_batch: MakeBatch) -> None:
+def test_the_call_itself_is_the_loss(model: PromptedModel, make_batch: MakeBatch) -> None:
     batch = make_batch((5, 3))
     assert torch.equal(model(batch).loss, model.loss(batch).loss)
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "gqa"])
 def test_a_batch_is_given_to_the_head_of_its_task(
-    model: VLT5, heads: dict[str, Head], make_batch: MakeBatch, task: str
+    model: PromptedModel, heads: dict[str, Head], make_batch: MakeBatch, task: str
 ) -> None:
     batch = make_batch((5, 3, 4), task=task, answers=4)
     states, mask = model.encoder(batch)
-    assert torch.equal(model.loss(batch).loss, heads[task].loss(model.t5, states, mask, batch).loss)
-    assert model.answer(batch) == heads[task].answers(model.t5, states, mask)
+    assert torch.equal(model.loss(batch).loss, heads[task].loss(model.backbone, states, mask, batch).loss)
+    assert model.answer(batch) == heads[task].answers(model.backbone, states, mask)
 
 
-def test_heads_of_different_tasks_give_different_losses(model: VLT5, make_batch: MakeBatch) -> None:
+def test_heads_of_different_tasks_give_different_losses(model: PromptedModel, make_batch: MakeBatch) -> None:
     batch = make_batch((5, 3), answers=4)
     assert not torch.equal(model.loss(batch).loss, model.loss(replace(batch, task="gqa")).loss)
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "gqa"])
-def test_the_encoder_runs_once_for_all_beams(model: VLT5, make_batch: MakeBatch, task: str) -> None:
+def test_the_encoder_runs_once_for_all_beams(model: PromptedModel, make_batch: MakeBatch, task: str) -> None:
     sizes: list[int] = []
     model.encoder.register_forward_hook(lambda module, inputs, output: sizes.append(len(output[0])))
     model.answer(make_batch((5, 3), task=task))
@@ -65,7 +65,7 @@ def test_the_encoder_runs_once_for_all_beams(model: VLT5, make_batch: MakeBatch,
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "gqa"])
-def test_answering_keeps_no_gradient(model: VLT5, make_batch: MakeBatch, task: str) -> None:
+def test_answering_keeps_no_gradient(model: PromptedModel, make_batch: MakeBatch, task: str) -> None:
     states: list[torch.Tensor] = []
     model.encoder.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
     model.answer(make_batch((5,), task=task))

@@ -1,4 +1,4 @@
-"""VL-T5 on the library's T5: a loss and answers from a batch."""
+"""A language model with a prompt before its text, and perhaps visual tokens behind: a loss and answers from a batch."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from dept_vl.model.heads import Head, StepOutput
 from dept_vl.model.multimodal_encoder import MultimodalEncoder
+from dept_vl.model.prompted_text import CausalInput, PromptedEncoder
 from dept_vl.types import Batch
 
 
-class VLT5(nn.Module):
-    """A T5 whose encoder also sees a prompt and visual tokens; the decoder is the library's. Each task has a head."""
+class PromptedModel(nn.Module):
+    """A frozen language model whose ``encoder`` makes states of prompt, text and visual tokens. Each task has a head.
+
+    With a T5 this is VL-T5 (Cho et al. 2021), the decoder being the library's.
+    """
 
     def __init__(
-        self, *, t5: T5ForConditionalGeneration, encoder: MultimodalEncoder, heads: Mapping[str, Head]
+        self,
+        *,
+        backbone: PreTrainedModel,
+        encoder: MultimodalEncoder | PromptedEncoder | CausalInput,
+        heads: Mapping[str, Head],
     ) -> None:
         super().__init__()
-        self.t5 = t5
+        self.backbone = backbone
         self.encoder = encoder
         self.heads = nn.ModuleDict(heads)
 
@@ -32,13 +40,13 @@ class VLT5(nn.Module):
     def loss(self, batch: Batch) -> StepOutput:
         """The loss of a batch, as the head of its task defines it."""
         states, mask = self.encoder(batch)
-        return self._head(batch).loss(self.t5, states, mask, batch)
+        return self._head(batch).loss(self.backbone, states, mask, batch)
 
     @torch.no_grad()
     def answer(self, batch: Batch) -> list[str]:
         """The answer to each example, over one run of the encoder."""
         states, mask = self.encoder(batch)
-        return self._head(batch).answers(self.t5, states, mask)
+        return self._head(batch).answers(self.backbone, states, mask)
 
     def _head(self, batch: Batch) -> Head:
         return cast(Head, self.heads[batch.task])
