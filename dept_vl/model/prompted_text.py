@@ -98,8 +98,10 @@ class CausalInput(PromptedText):
             ids = kwargs.get("input_ids")
             if prompt is None or ids is None or not ids.numel():
                 return None
-            real = kwargs["attention_mask"].sum(dim=1, keepdim=True)  # prompt, text and answer so far
-            before = real - prompt.prompt.shape[0] - ids.shape[1]
+            mask = kwargs.get("attention_mask")  # of prompt, text and answer so far; none where there is no padding
+            if mask is None:
+                mask = ids.new_ones(len(ids), kwargs["past_key_values"].get_seq_length() + ids.shape[1])
+            before = mask.sum(dim=1, keepdim=True) - prompt.prompt.shape[0] - ids.shape[1]
             embedded = self.embed_tokens(ids, torch.ones_like(ids, dtype=torch.bool), task=task, before=before)
             return args, {**kwargs, "input_ids": None, "inputs_embeds": embedded}
 

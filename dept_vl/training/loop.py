@@ -21,8 +21,8 @@ from dept_vl.command_line import StopSignal, say
 from dept_vl.model.adapter import restore_tensors, trained_tensors
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
 from dept_vl.model.heads import StepOutput
-from dept_vl.model.trainable import ParameterGroup
 from dept_vl.model.prompted_model import PromptedModel
+from dept_vl.model.trainable import ParameterGroup
 from dept_vl.settings import Settings
 from dept_vl.training.checkpoint import Checkpoint, Progress, load_newest_checkpoint, save_checkpoint, tidy
 from dept_vl.training.loss_log import LossLog

@@ -23,8 +23,8 @@ from dept_vl.inference import make_dataset, predict
 from dept_vl.model.adapter import Adapter
 from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import build_model
-from dept_vl.model.trainable import TrainableCount
 from dept_vl.model.prompted_model import PromptedModel
+from dept_vl.model.trainable import TrainableCount
 from dept_vl.run_folder import compute_dtype, open_run, publish_adapters, run_identity, run_record
 from dept_vl.settings import Settings
 from dept_vl.training.loop import Validation, train
