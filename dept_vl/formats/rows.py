@@ -14,6 +14,7 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def read_rows(
     A table is read without quotes, but for .csv. Its rows get the key "idx": their number from 0, as on the hub.
 
     Args:
-        columns: the names of a table's columns, if it has no header.
+        columns: the names of a table's columns, if it has no header; a first line with one of them is one.
         names: keys to be renamed, official name to ours.
         drop_short: leave out (and say so) a table's rows with too few fields, which a line break in a text has made.
 
@@ -180,7 +181,11 @@ def _records(text: str, suffix: str, faults: Faults) -> Iterator[tuple[int, list
 
 
 def _table(records: Iterator[tuple[int, list[str]]], columns: Sequence[str], faults: Faults) -> Rows:
-    columns = columns or next(records, (1, []))[1]
+    first = next(records, (1, []))
+    if columns and not set(columns) & set(first[1]):
+        records = chain([first], records)
+    else:
+        columns = first[1]
     rows = {}
     for index, (line, fields) in enumerate(records):
         if len(fields) == len(columns):
