@@ -25,6 +25,7 @@ from dept_vl.command_line import say
 from dept_vl.formats.files import Faults, check_types, collector_paused, refuse, refuse_repeated
 from dept_vl.formats.rows import TABLES, HubSource, Row, find_file, number_text, read_gold, read_label, read_rows
 from dept_vl.formats.submission import check_zip
+from dept_vl.formats.submission.content import read_content
 from dept_vl.formats.submission.label_tsv import check_label_tsv, label_tsv_faults, read_label_tsv, write_label_tsv
 from dept_vl.metrics.classification import label_scores, pearson, spearman
 from dept_vl.settings import TaskSettings, nearest
@@ -220,33 +221,38 @@ def submit(predictions: Sequence[Prediction], path: Path, *, labels: Sequence[st
 
 
 def check_submission(path: Path, questions: Path | None, *, settings: TaskSettings) -> list[str]:
-    """What the server would refuse in one file, or in the zip of all; with the official test file, also by its rows.
+    """What the server would refuse, in one file or in the zip of all; with the official test file, also by its rows.
 
-    Our own files of other splits, as in RTE_dev_first_half.tsv, may leave out rows.
+    Our own files of other splits, such as RTE_dev_first_half.tsv, may leave out rows.
 
     Raises:
         InputDataError: there is no such file, or the official test file cannot be read.
     """
     member = MEMBERS[settings.name]
-    if path.suffix == ".zip":
-        return check_zip(
-            path,
-            {
-                name: partial(label_tsv_faults, labels=one.labels, wanted=[str(index) for index in range(one.rows)])
-                for name, one in SERVER_FILES.items()
-            },
-        )
     wanted = None
     if questions is not None:
         wanted = [one.example_id for one in read_files(OfficialFiles(questions), settings=settings)]
-    return check_label_tsv(path, member.labels, wanted, is_whole=not path.name.startswith(f"{member.file}_"))
+    if not read_content(path).startswith(b"PK"):
+        return check_label_tsv(path, member.labels, wanted, is_whole=not path.name.startswith(f"{member.file}_"))
+    own = None if questions is None else _file_name(questions.stem, member)
+    return check_zip(
+        path,
+        {
+            name: partial(label_tsv_faults, labels=one.labels, wanted=wanted if name == own else None, count=one.rows)
+            for name, one in SERVER_FILES.items()
+        },
+    )
 
 
 def submission_name(split: str, *, settings: TaskSettings) -> str:
     """The server's name for a test's file, as in RTE.tsv; another split's has its source, as in RTE_dev.tsv."""
-    source, file = split_source(split_name(settings.splits, split), split), MEMBERS[settings.name].file
-    server = {"test": file, "test_matched": f"{file}-m", "test_mismatched": f"{file}-mm"}
-    return f"{server.get(source.name, f'{file}_{source.name}')}.tsv"
+    source = split_source(split_name(settings.splits, split), split)
+    return _file_name(source.name, MEMBERS[settings.name])
+
+
+def _file_name(source: str, member: Member) -> str:
+    server = {"test": member.file, "test_matched": f"{member.file}-m", "test_mismatched": f"{member.file}-mm"}
+    return f"{server.get(source, f'{member.file}_{source}')}.tsv"
 
 
 def _examples(path: Path, settings: TaskSettings) -> list[Example]:

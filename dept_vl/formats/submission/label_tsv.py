@@ -46,7 +46,7 @@ def write_label_tsv(path: Path, predictions: Sequence[Prediction]) -> None:
 def check_label_tsv(
     path: Path, labels: Sequence[str], wanted: Sequence[str] | None, *, is_whole: bool = True
 ) -> list[str]:
-    """Every fault of a file; without the wanted indexes, its rows must be 0, 1, 2, ..., unless it is no whole split.
+    """Every fault of a file, as by ``label_tsv_faults``.
 
     Raises:
         InputDataError: there is no such file.
@@ -62,7 +62,11 @@ def label_tsv_faults(
     count: int | None = None,
     is_whole: bool = True,
 ) -> list[str]:
-    """Every fault of a file with this content, which is to have so many rows."""
+    """Every fault of a file with this content.
+
+    Without the wanted indexes, they must be 0, 1, 2, ..., up to the count if it is given, unless the file is not the
+    whole of a server's.
+    """
     text, unreadable = decode(content)
     if unreadable:
         return [unreadable]
