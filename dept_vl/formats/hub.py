@@ -40,9 +40,11 @@ def open_hub(source: HubSource, *, revision: str | None = None) -> HubData:
     Raises:
         InputDataError: the hub cannot be reached, or has no such data set, configuration or split.
         DamagedError: its files cannot be read.
+        OSError: the disk is full.
     """
     import datasets
 
+    local = Path(source.repository).is_dir()
     with _explained(source):
         try:
             builder = datasets.load_dataset_builder(source.repository, source.config, revision=revision)
@@ -53,7 +55,8 @@ def open_hub(source: HubSource, *, revision: str | None = None) -> HubData:
             builder = datasets.load_dataset_builder(
                 source.repository, data_files=_converted_files(source), revision=CONVERTED
             )
-        builder.download_and_prepare()
+        # The library takes a local folder for the one that it has in its cache, also where files have changed since.
+        builder.download_and_prepare(download_mode="force_redownload" if local else None)
         found = builder.as_dataset()
     wanted = list(dict.fromkeys(source.splits.values()))
     missing = [split for split in wanted if split not in found]
@@ -62,7 +65,6 @@ def open_hub(source: HubSource, *, revision: str | None = None) -> HubData:
             f"{_name(source)} has no split {' and no split '.join(missing)}. It has: {', '.join(found)}. Give another "
             f"copy of the data set as --repository, {BY_HAND}"
         )
-    local = Path(source.repository).is_dir()
     return HubData(None if local else str(builder.hash), {split: _split(found[split]) for split in wanted})
 
 
@@ -94,17 +96,19 @@ def _explained(source: HubSource) -> Iterator[None]:
             f"{_name(source)} is no data set that can be read: {_line(error)}. Check --repository and --revision (a "
             f"private one needs HF_TOKEN), {BY_HAND}"
         ) from error
-    except ValueError as error:
-        if "BuilderConfig" not in str(error):
+    except OSError as error:
+        if error.errno is not None:  # the disk's, not the connection's
             raise
         raise InputDataError(
-            f"{source.repository} has no configuration {source.config!r}: {_line(error)}. Give one of these as "
-            f"--config, {BY_HAND}"
+            f"{_name(source)} could not be downloaded: {_line(error)}. Run the same command again, {BY_HAND}"
         ) from error
+    except ValueError as error:
+        raise InputDataError(f"{_name(source)} cannot be loaded: {_line(error)}. Check --config, {BY_HAND}") from error
     except DatasetsError as error:
-        raise DamagedError(
-            f"{_name(source)} cannot be read: {_line(error.__cause__ or error)}. Fetch it again, {BY_HAND}"
-        ) from error
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise cause from error
+        raise DamagedError(f"{_name(source)} cannot be read: {_line(cause)}. Fetch it again, {BY_HAND}") from error
 
 
 def _name(source: HubSource) -> str:
