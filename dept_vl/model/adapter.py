@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from dept_vl.model.backbone import EMBEDDED, Backbone
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
 from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.model.trainable import ParameterGroup
-from dept_vl.settings import OFFSETS
+from dept_vl.settings import MethodSettings
 from feature_extraction.differences import refuse_differences
 from feature_extraction.durable import sha256_of_file, write_durably
 from feature_extraction.errors import DamagedError, InputDataError
@@ -174,26 +175,24 @@ def _record(path: Path, text: bytes) -> dict[str, Any]:
 
 def _peft_keys(adapter: Adapter) -> dict[str, Any]:
     """What PEFT reads in adapter_config.json: fields of its DeptConfig."""
-    identity = adapter.identity
-    name = identity["backbone.name"]
+    identity, sizes = adapter.identity, {name: len(tensor) for name, tensor in adapter.tensors.items() if tensor.dim()}
     keys = {
         "peft_type": PEFT_TYPE,
-        "task_type": TASK_TYPES.get(identity["backbone.family"]),
-        "base_model_name_or_path": None if name in EMBEDDED else name,
+        "task_type": TASK_TYPES.get(identity.get("backbone.family", "")),
+        "base_model_name_or_path": None if identity["backbone.name"] in EMBEDDED else identity["backbone.name"],
         "inference_mode": True,
     }
-    tensors = adapter.tensors
-    if foreign_tensors(tensors) or not tensors:
+    if foreign_tensors(sizes):
         return keys  # enough to be recognised, and refused, by name
-    method = adapter.settings["method"]
-    rows, width = (len(tensors[name]) if name in tensors else 0 for name in ("prompt.a", "prompt.b"))
+    method = asdict(MethodSettings()) | adapter.settings.get("method", {})
+    by_position, by_token = "prompt.b" in sizes, "prompt.b1" in sizes
     return {
         **keys,
-        "offset": OFFSETS[method["name"]],
-        "prompt_length": len(tensors["prompt.prompt"]) if "prompt.prompt" in tensors else 0,
-        "rank": width or (len(tensors["prompt.b1"]) if "prompt.b1" in tensors else 0),
-        "max_text_length": rows or max(task["max_text_length"] for task in adapter.settings["tasks"].values()),
-        "budget_length": None,  # the sizes stand; whether they kept a budget was asked before the training
+        "offset": {(1, 1): "both", (1, 0): "position", (0, 1): "token"}.get((by_position, by_token), "none"),
+        "prompt_length": sizes.get("prompt.prompt", 0),
+        "rank": sizes.get("prompt.b") or sizes.get("prompt.b1") or 0,
+        "max_text_length": sizes.get("prompt.a", 0),
+        "budget_length": None,  # the sizes stand; whether they keep a budget was asked before the training
         "scale": method["low_rank_scale"],
         "token_dropout": method["token_dropout"],
     }

@@ -1,0 +1,1 @@
+"""DePT inside other libraries."""
