@@ -18,6 +18,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dept_vl.command_line import say
 from dept_vl.formats.files import Faults, check_types, collector_paused, count_and_first, refuse, refuse_repeated
 from dept_vl.types import Example
@@ -98,7 +100,7 @@ def read_label(row: Row, labels: Sequence[str], line: int, faults: Faults, key: 
     value = row.get(key)
     if value is None or str(value).strip() in ("", "-1", "-1.0"):
         return ()
-    name = label_name(value, labels) if labels else number_text(value)
+    name = label_name(value, labels) if labels else _number_name(value)
     if name is None:
         numbers = ", ".join(map(str, range(len(labels))))
         wanted = f"one of {', '.join(labels)} or its number ({numbers})" if labels else "a finite number"
@@ -118,16 +120,13 @@ def label_name(value: object, labels: Sequence[str]) -> str | None:
     return (numbered | {label.lower(): label for label in labels}).get(text)
 
 
-def number_text(value: object) -> str | None:
-    """The number that a value or its text means; None: no finite one.
-
-    Six decimals turn the hub's 32-bit 3.799999952316284 into the 3.8 of the official file again.
-    """
+def finite_number(value: object) -> float | None:
+    """The number that a value or its text is; None: no finite one."""
     try:
         number = float(str(value))
     except ValueError:
         return None
-    return str(round(number, 6)) if math.isfinite(number) else None
+    return number if math.isfinite(number) else None
 
 
 def read_gold(path: Path, labels: Sequence[str]) -> list[Example]:
@@ -146,6 +145,15 @@ def read_gold(path: Path, labels: Sequence[str]) -> list[Example]:
     refuse(faults, path)
     refuse_repeated(examples, 'more than one line with the same "idx"', path)
     return examples
+
+
+def _number_name(value: object) -> str | None:
+    """The number as the official file has it: the hub's 3.799999952316284, of 32 bits, is its 3.8."""
+    number = finite_number(value)
+    if number is None:
+        return None
+    short = np.float32(number)
+    return str(short if float(short) == number else number)
 
 
 def _text(path: Path) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 
 from dept_vl.command_line import say
 from dept_vl.formats.files import Faults, check_types, collector_paused, refuse, refuse_repeated
-from dept_vl.formats.rows import TABLES, HubSource, Row, find_file, number_text, read_gold, read_label, read_rows
+from dept_vl.formats.rows import TABLES, HubSource, Row, find_file, finite_number, read_gold, read_label, read_rows
 from dept_vl.formats.submission import check_zip
 from dept_vl.formats.submission.content import read_content
 from dept_vl.formats.submission.label_tsv import check_label_tsv, label_tsv_faults, read_label_tsv, write_label_tsv
@@ -34,8 +34,10 @@ from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores, Target
 from feature_extraction.errors import UsageError
 
-NLI = ("entailment", "not_entailment")
 DIGITS = ("0", "1")
+NLI = ("entailment", "not_entailment")
+MNLI = ("entailment", "neutral", "contradiction")
+PAIR = ("sentence1", "sentence2")
 HIGHEST = 5.0  # score of STS-B; the lowest is 0
 NO_NUMBER = -1.0  # what an answer without a number counts as
 
@@ -59,29 +61,41 @@ class ServerFile(NamedTuple):
     rows: int  # of the test
 
 
-PAIR = ("sentence1", "sentence2")
-MNLI = ("entailment", "neutral", "contradiction")
 MEMBERS = {
     "cola": Member(
-        *("CoLA", ("sentence",), DIGITS, ("unacceptable", "acceptable"), ("matthews", "accuracy")),
+        file="CoLA",
+        fields=("sentence",),
+        labels=DIGITS,
+        words=("unacceptable", "acceptable"),
+        metrics=("matthews", "accuracy"),
         bare=("source", "label", "mark", "sentence"),
     ),
-    "sst2": Member("SST-2", ("sentence",), DIGITS, ("negative", "positive")),
+    "sst2": Member(file="SST-2", fields=("sentence",), labels=DIGITS, words=("negative", "positive")),
     "mrpc": Member(
-        *("MRPC", PAIR, DIGITS, ("not_equivalent", "equivalent"), ("accuracy", "f1")),
+        file="MRPC",
+        fields=PAIR,
+        labels=DIGITS,
+        words=("not_equivalent", "equivalent"),
+        metrics=("accuracy", "f1"),
         columns={"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"},
     ),
-    "stsb": Member("STS-B", PAIR, (), columns={"score": "label"}),
+    "stsb": Member(file="STS-B", fields=PAIR, labels=(), columns={"score": "label"}),
     "qqp": Member(
-        *("QQP", ("question1", "question2"), DIGITS, ("not_duplicate", "duplicate"), ("accuracy", "f1")),
+        file="QQP",
+        fields=("question1", "question2"),
+        labels=DIGITS,
+        words=("not_duplicate", "duplicate"),
+        metrics=("accuracy", "f1"),
         columns={"is_duplicate": "label"},
     ),
     "mnli": Member(
-        *("MNLI", ("premise", "hypothesis"), MNLI),
+        file="MNLI",
+        fields=("premise", "hypothesis"),
+        labels=MNLI,
         columns={"sentence1": "premise", "sentence2": "hypothesis", "gold_label": "label"},
     ),
-    "qnli": Member("QNLI", ("question", "sentence"), NLI),
-    "rte": Member("RTE", PAIR, NLI),
+    "qnli": Member(file="QNLI", fields=("question", "sentence"), labels=NLI),
+    "rte": Member(file="RTE", fields=PAIR, labels=NLI),
 }
 SERVER_FILES = {
     "CoLA.tsv": ServerFile(DIGITS, 1_063),
@@ -96,11 +110,20 @@ SERVER_FILES = {
     "WNLI.tsv": ServerFile(DIGITS, 146),
     "AX.tsv": ServerFile(MNLI, 1_104),
 }
-_HALVES = ("matched", "mismatched")
-_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
-_MNLI_SPLITS = {f"{ours}_{half}": f"{hub}_{half}" for ours, hub in list(_SPLITS.items())[1:] for half in _HALVES}
-HUB = {name: HubSource("nyu-mll/glue", name, _SPLITS) for name in MEMBERS} | {
-    "mnli": HubSource("nyu-mll/glue", "mnli", {"train": "train", **_MNLI_SPLITS})
+HUB = {
+    name: HubSource("nyu-mll/glue", name, {"train": "train", "dev": "validation", "test": "test"}) for name in MEMBERS
+} | {
+    "mnli": HubSource(
+        "nyu-mll/glue",
+        "mnli",
+        {
+            "train": "train",
+            "dev_matched": "validation_matched",
+            "dev_mismatched": "validation_mismatched",
+            "test_matched": "test_matched",
+            "test_mismatched": "test_mismatched",
+        },
+    )
 }
 
 
@@ -165,8 +188,8 @@ def read_files(files: OfficialFiles, *, settings: TaskSettings) -> list[Example]
 def parse(text: str, *, names: Mapping[str, str], numbers: bool) -> str:
     """The name of the label that a generated text means, or the text itself; numbers are brought into 0 to 5."""
     text = text.strip()
-    number = number_text(text) if numbers else None
-    return names.get(text, text) if number is None else f"{max(0.0, min(HIGHEST, float(number))):.3f}"
+    number = finite_number(text) if numbers else None
+    return names.get(text, text) if number is None else f"{max(0.0, min(HIGHEST, number)):.3f}"
 
 
 def score_numbers(
@@ -178,9 +201,9 @@ def score_numbers(
     confidence interval, which is one of a mean.
     """
     labelled = [example for example in examples if example.references]
-    answers = {one.example_id: number_text(one.answer) for one in predictions}
+    answers = {one.example_id: finite_number(one.answer) for one in predictions}
     gold = [float(example.references[0]) for example in labelled]
-    given = [NO_NUMBER if (number := answers[one.example_id]) is None else float(number) for one in labelled]
+    given = [NO_NUMBER if (number := answers[one.example_id]) is None else number for one in labelled]
     metrics: dict[str, float | None] = {}
     reasons = {}
     for name, correlation in (("pearson", pearson), ("spearman", spearman)):
@@ -205,8 +228,8 @@ def submit(predictions: Sequence[Prediction], path: Path, *, labels: Sequence[st
     if labels:
         answers = [one.answer if one.answer in labels else None for one in predictions]
     else:
-        numbers = [number_text(one.answer) for one in predictions]
-        answers = [None if number is None else f"{float(number):.3f}" for number in numbers]
+        numbers = [finite_number(one.answer) for one in predictions]
+        answers = [None if number is None else f"{number:.3f}" for number in numbers]
     first = labels[0] if labels else "0.000"
     invalid = answers.count(None)
     if invalid:
