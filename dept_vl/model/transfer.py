@@ -98,7 +98,7 @@ def start_from(
     visual = {name: name for name in own if parts == "all" and name.startswith(VISUAL) and name in theirs}
     heads = {name: name for name in own if parts == "all" and name in theirs and _same_head(name, model, source)}
 
-    fields = [_Field(key, identity[key], source.identity[key], _like_backbone(source)) for key in SAME_BACKBONE]
+    fields = list(_backbone_fields(source, identity))
     fields += _method_fields(own, source, taken, wanted)
     fields += _scale_fields(model, source) if "b" in wanted else []
     fields += _visual_fields(model, source, identity) if visual else []
@@ -145,8 +145,15 @@ def _same_head(name: str, model: PromptedModel, source: Adapter) -> bool:
     """Whether a tensor belongs to a classification head of the same task and answers in both."""
     task = name.removeprefix("heads.").partition(".")[0]
     head = model.heads[task] if name.startswith("heads.") else None
-    tasks = source.identity["task"].split(",")
+    tasks = (source.identity["task"] or "").split(",")
     return isinstance(head, ClassificationHead) and task in tasks and source.answers.get(task) == head.vocabulary
+
+
+def _backbone_fields(source: Adapter, identity: Mapping[str, Any]) -> Iterator[_Field]:
+    """What was trained is of use on the same weights and tokens only."""
+    for key in SAME_BACKBONE:
+        if source.identity[key] is not None:  # PEFT's save_pretrained does not know the tokenizer
+            yield _Field(key, identity[key], source.identity[key], f"--backbone {source.identity['backbone.name']}")
 
 
 def _method_fields(
@@ -191,10 +198,6 @@ def _visual_fields(model: PromptedModel, source: Adapter, identity: Mapping[str,
     yield _Field("visual.area", own, area, f"visual.area={area}")
 
 
-def _like_backbone(source: Adapter) -> str:
-    return f"--backbone {source.identity['backbone.name']}"
-
-
 def _refuse(fields: Iterable[_Field], path: Path) -> None:
     """Compare all fields at once.
 
@@ -224,7 +227,7 @@ def _notes(
     heads = dict.fromkeys(name.split(".")[1] for name in own if name.startswith("heads."))
     carried = {name.split(".")[1] for name in taken if name.startswith("heads.")}
     parts += [f"the classification head of {task}" for task in heads if task in carried]
-    trained_on = f"{source.identity['method']} trained on {source.identity['task']}"
+    trained_on = f"{source.identity['method']} trained on {source.identity['task'] or 'an unnamed task'}"
     yield f"Starting from {path} ({trained_on}): {', '.join(parts)}"
     for name, origin in taken.items():
         here, there = len(own[name]), len(source.tensors[origin])

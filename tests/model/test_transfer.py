@@ -314,6 +314,15 @@ class TestIdentity:
         assert torch.equal(visual.feature_projection.weight, fresh.feature_projection.weight)
         assert notes[-1] == "The visual embedding starts fresh"
 
+    def test_an_adapter_that_peft_saved_knows_neither_task_nor_tokenizer(self, backbone: Backbone) -> None:
+        source = source_of(backbone, settings())
+        unknown = source._replace(
+            identity=source.identity | {"task": None, "backbone.tokenizer_digest": None},
+            settings={"method": source.settings["method"]},
+        )
+        _, notes = start(backbone, settings(), unknown)
+        assert notes == [f"Starting from {SOURCE} (dept trained on an unnamed task): P, A, B"]
+
 
 class TestWhatBelongsToATask:
     def test_the_visual_embedding_is_taken_over_where_both_have_one(self, backbone: Backbone) -> None:
