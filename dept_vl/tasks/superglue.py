@@ -4,11 +4,12 @@ A table has a row for each task; one reader serves them all. Texts are "field: v
 digits; ``template: t5`` gives the texts and label words that T5 was pre-trained on. WSC's two spans are marked in the
 text. Differences from DePT's code:
 
-- WSC's spans are found by their words, also where the official index or capitals are wrong, as in 9 of the 104 rows of
-  val.jsonl; DePT reads the hub's corrected rows ("wsc.fixed"), which give the same texts but for one (row 42).
+- WSC's spans are found by their words, also where the official index or capitals are wrong or one span is in the
+  other, as in 9 of the 104 rows of val.jsonl. DePT reads rows with corrected capitals, the hub's "wsc.fixed".
 - CB's macro F1, MultiRC's F1 and exact match are official; MultiRC's exact match is per question, which DePT leaves
   out. Its halves of val.jsonl are drawn by answers, so that a question's may lie in both: for a comparable exact match
   use official-validation.
+- T5's text of BoolQ has the question behind the passage: where texts are cut, give it a ``max_text_length`` of 512.
 - An answer to ReCoRD is compared with all accepted ones. With ``legacy``, as in DePT, each of them is an item of its
   own, so that no answer can be right for all items of a query with several.
 """
@@ -281,8 +282,8 @@ def mark_spans(text: str, spans: Sequence[tuple[str, int, str]]) -> str:
         places = list(re.finditer(rf"(?<!\w){words}(?!\w)", text, re.IGNORECASE))
         if places:
             start, end = min((place.span() for place in places), key=lambda at: abs(_words(text[: at[0]]) - index))
-            marks += [(start, f"{mark} "), (end, f" {mark}")]
-    for position, mark in sorted(marks, reverse=True):
+            marks += [(start, start - end, f"{mark} "), (end, end - start, f" {mark}")]  # a longer span goes around
+    for position, _, mark in sorted(marks, reverse=True):
         text = text[:position] + mark + text[position:]
     return text
 
