@@ -28,8 +28,8 @@ from dept_vl.model.adapter import (
 )
 from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import build_model
-from dept_vl.model.trainable import TrainableCount
 from dept_vl.model.prompted_model import PromptedModel
+from dept_vl.model.trainable import TrainableCount
 from dept_vl.settings import Settings, nearest
 from dept_vl.tasks.answers import task_answers
 from dept_vl.tasks.task import Task, load_task
@@ -79,14 +79,19 @@ def run_record(
     data: Mapping[str, Path],
     features: Mapping[str, Path],
     identity: Mapping[str, Any],
+    source_digest: str | None = None,
 ) -> dict[str, Any]:
-    """What run.json says: how the run was started, and what it was made of."""
+    """What run.json says: how the run was started, and what it was made of.
+
+    ``source_digest`` is that of the tensors that it started from, if it did not start from nothing.
+    """
     versions = {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES}
     return {
         "command": command,
         "data": {task: str(path.resolve()) for task, path in data.items()},
         "features": {task: str(path.resolve()) for task, path in features.items()},
         "seed": settings.training.seed,
+        "source_digest": source_digest,
         "identity": dict(identity),
         "versions": {"python": platform.python_version(), **versions},
         "threads": torch.get_num_threads(),
@@ -127,7 +132,7 @@ def task_folder(folder: Path, settings: Settings, task: str) -> Path:
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     paths = {f"--{name} ({task})": path for name in ("data", "features") for task, path in record[name].items()}
-    return {**record["identity"], **paths}
+    return {**record["identity"], **paths, "tensors of method.init_from": record["source_digest"]}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -28,7 +28,11 @@ def main(arguments: list[str]) -> None:
     )
     for_each = "; of several tasks, once for each: TASK="
     parser.add_argument(
-        "--data", required=True, action="append", metavar="DIR", help=f"folder of the official files{for_each}DIR"
+        "--data",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help=f"folder of the official files, or of dept_vl.fetch{for_each}DIR",
     )
     parser.add_argument(
         "--features",

@@ -13,9 +13,11 @@ from dept_vl.model.backbone import Backbone
 from dept_vl.model.build import BuiltModel, build_model
 from dept_vl.settings import Settings
 from dept_vl.tasks.task import load_task
+from feature_extraction.errors import UsageError
 
 LAYERS = [(group, name) for group in GROUPS for name in layer_names(group)]
 METHODS = layer_names("method")
+PICTURED = [name for name in layer_names("task") if load_settings({"task": name}, []).task.images_per_example]
 
 
 def build(settings: Settings, backbone: Backbone) -> BuiltModel:
@@ -30,7 +32,7 @@ def test_every_yaml_file_is_a_layer() -> None:
 
 def test_there_are_layers_of_every_group() -> None:
     assert {group for group, _ in LAYERS} == set(GROUPS)
-    assert METHODS == ["dept", "full", "prompt", "visual_only"]
+    assert METHODS == ["adept", "dept", "dept_adept", "full", "prompt", "visual_only"]
 
 
 @pytest.mark.parametrize(("group", "name"), LAYERS)
@@ -45,6 +47,13 @@ def test_every_layer_builds_settings_with_every_method(group: str, name: str, me
 def test_every_task_builds_a_model_with_every_method(backbone: Backbone, task: str, method: str) -> None:
     settings = load_settings({"task": task, "method": method}, [])
     assert load_task(settings.task).name == settings.task.name
+    if method == "visual_only" and task not in PICTURED:
+        with pytest.raises(UsageError) as raised:
+            build(settings, backbone)
+        assert str(raised.value) == (
+            f"method visual_only trains nothing on {task}, which has no images. Choose another --method, such as dept"
+        )
+        return
     built = build(settings, backbone)
     assert built.trainable.own + built.trainable.visual > 0
 
@@ -53,8 +62,12 @@ def test_every_task_builds_a_model_with_every_method(backbone: Backbone, task: s
 def test_every_recipe_builds_a_model_with_every_method(backbone: Backbone, recipe: str, method: str) -> None:
     layer = OmegaConf.load(configs_folder() / "recipe" / f"{recipe}.yaml")
     assert isinstance(layer, DictConfig)
-    tasks = ",".join(map(str, layer.get("tasks") or ["vqa"]))
-    build(load_settings({"task": tasks, "recipe": recipe, "method": method}, ["method.rank=null"]), backbone)
+    tasks = list(
+        map(str, layer.get("tasks") or [recipe.removeprefix("dept_") if recipe.startswith("dept_") else "vqa"])
+    )
+    if method != "visual_only" or set(tasks) & set(PICTURED):
+        choices = {"task": ",".join(tasks), "recipe": recipe, "method": method}
+        build(load_settings(choices, ["method.rank=null"]), backbone)
 
 
 @pytest.mark.parametrize(("group", "name"), LAYERS)

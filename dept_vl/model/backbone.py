@@ -141,7 +141,8 @@ def load_backbone(settings: BackboneSettings, *, dtype: torch.dtype = torch.floa
         raise _not_whole(settings, f"{len(tokenizer):,} tokens but {rows:,} embeddings")
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # we read states, and checkpoints of encoders mostly come without trained poolers
-    model.generation_config = _plain_generation(model.generation_config, tokenizer)
+    if family != "encoder":
+        model.generation_config = _plain_generation(model.generation_config, tokenizer)
     return Backbone(
         name=settings.name,
         weight_digest=weight_digest(model),  # before conversion: fp32 and bf16 runs name the same backbone

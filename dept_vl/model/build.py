@@ -48,7 +48,8 @@ def build_model(
         answers: for each task that answers from a list, that list.
 
     Raises:
-        UsageError: DePT's sizes overspend their budget, or a head does not suit its task's answers.
+        UsageError: DePT's sizes overspend their budget, the backbone's family or a head does not suit the task, or
+            nothing would train.
     """
     tasks = settings.tasks
     images = max(task.images_per_example for task in tasks.values())
@@ -70,6 +71,11 @@ def build_model(
         heads = {name: _build_head(task, backbone, encoder, (answers or {}).get(name)) for name, task in tasks.items()}
     model = PromptedModel(backbone=backbone.model, encoder=encoder, heads=heads)
     groups = select_trainable(model, train_backbone=settings.method.name == "full", optimizer=settings.optimizer)
+    if not groups:
+        raise UsageError(
+            f"method {settings.method.name} trains nothing on {', '.join(tasks)}, which has no images. Choose another "
+            "--method, such as dept"
+        )
     count = count_trainable(model, groups)
     return BuiltModel(model, groups, count, [*notes, count.describe(settings.method.name)])
 

@@ -20,11 +20,12 @@ from dept_vl.data.dataset import ExampleDataset
 from dept_vl.data.order import task_turns
 from dept_vl.data.tokens import cache_folder
 from dept_vl.inference import make_dataset, predict
-from dept_vl.model.adapter import Adapter
+from dept_vl.model.adapter import Adapter, load_adapter
 from dept_vl.model.backbone import Backbone, load_backbone
-from dept_vl.model.build import build_model
+from dept_vl.model.build import BuiltModel, build_model
 from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.model.trainable import TrainableCount
+from dept_vl.model.transfer import find_adapter, start_from
 from dept_vl.run_folder import compute_dtype, open_run, publish_adapters, run_identity, run_record
 from dept_vl.settings import Settings
 from dept_vl.training.loop import Validation, train
@@ -34,6 +35,7 @@ from feature_extraction import FeatureStore
 from feature_extraction.differences import refuse_differences
 from feature_extraction.durable import write_durably
 from feature_extraction.errors import DiskFullError, InputDataError, UsageError
+from feature_extraction.weights import weight_digest
 
 
 def train_run(
@@ -86,6 +88,8 @@ def train_run(
         seed=settings.training.seed,
         answers=answers,
     )
+    identity = run_identity(settings, backbone, store)
+    start, source_digest = _start(settings, built, identity)
     epoch_steps = {name: task.epoch_steps for name, task in tasks.items()}
     total_steps = settings.training.steps or math.ceil((settings.training.epochs or 0) * sum(epoch_steps.values()))
     turns = task_turns(
@@ -96,7 +100,7 @@ def train_run(
     )
     _check_disk(output, built.trainable, tasks=len(tasks))
     if talks:
-        for note in built.notes:
+        for note in [*built.notes, *start]:
             say(note)
         steps = Counter(turn.task for turn in turns)
         for name, task in tasks.items():
@@ -110,9 +114,15 @@ def train_run(
             say("Dry run: everything fits together; nothing was written")
         return
 
-    identity = run_identity(settings, backbone, store)
     if talks:
-        record = run_record(command=command, settings=settings, data=data, features=features, identity=identity)
+        record = run_record(
+            command=command,
+            settings=settings,
+            data=data,
+            features=features,
+            identity=identity,
+            source_digest=source_digest,
+        )
         open_run(output, settings, record)
         if settings.data.shots is not None:
             shots = {name: [example.example_id for example in task.training] for name, task in tasks.items()}
@@ -163,6 +173,17 @@ def train_run(
             )
         say(f"Adapter: {folder}")
     accelerator.end_training()
+
+
+def _start(settings: Settings, built: BuiltModel, identity: Mapping[str, object]) -> tuple[list[str], str | None]:
+    """Start from another run's trained tensors where the settings say so: what to tell the user, and their digest."""
+    if settings.method.init_from is None:
+        return [], None
+    path = find_adapter(Path(settings.method.init_from))
+    source = load_adapter(path)
+    parts = settings.method.init_parts
+    notes = start_from(built.model, built.groups, source, parts=parts, identity=identity, path=path)
+    return notes, weight_digest(source.tensors)
 
 
 def _dataset(task: TaskData, examples: Sequence[Example], backbone: Backbone) -> ExampleDataset:
