@@ -175,8 +175,9 @@ def read_files(files: OfficialFiles, *, settings: TaskSettings) -> list[Example]
 
 
 def parse(text: str, *, names: Mapping[str, str]) -> str:
-    """The name of the label that a generated text means, or the text."""
-    return names.get(text.strip(), text.strip())
+    """The name of the label that a generated text means, or the text, in quotes where it is the name of a label."""
+    text = text.strip()
+    return names.get(text, repr(text) if text in names.values() else text)
 
 
 def submit(predictions: Sequence[Prediction], path: Path, *, settings: TaskSettings) -> None:

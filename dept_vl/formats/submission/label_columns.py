@@ -58,9 +58,9 @@ def check_label_columns(path: Path, count: int | None) -> list[str]:
 
 
 def _rows(text: str, columns: Sequence[int], faults: Faults) -> Iterator[list[str]]:
-    """The answers of each line, whatever is wrong with it."""
+    """The answers of each line, whatever is wrong with it; ``columns`` is how many there may be."""
     lines = text.replace("\r\n", "\n").split("\n")
-    widths = set()
+    first = 0
     for number, line in enumerate(lines[: -1 if not lines[-1] else None], start=1):
         place = f"line {number}"
         answers = line.split(",")
@@ -70,7 +70,6 @@ def _rows(text: str, columns: Sequence[int], faults: Faults) -> Iterator[list[st
             faults[f"lines without five answers ({', '.join(SIZES)}), as in {FORM}"].append(place)
         elif any(answer not in LABELS for answer in answers):
             faults["answers other than 1 and 2, without spaces"].append(f"{place}: {line!r}")
-        widths.add(len(answers))
+        elif len(answers) != (first := first or len(answers)):
+            faults["lines with five answers and lines with one"].append(place)
         yield answers
-    if len(widths) > 1 and not faults:
-        faults["lines with five answers and lines with one"].append("both are there")
