@@ -288,6 +288,7 @@ def test_another_backbone_is_refused(finished_run: Path) -> None:
     fields = [line.split()[0] for line in str(raised.value).splitlines()[2:-1]]
     assert fields == [
         "backbone.name",
+        "backbone.dtype",
         "backbone.weight_digest",
         "backbone.tokenizer_digest",
         "backbone.hidden_size",
