@@ -49,11 +49,7 @@ def check_answer_object(path: Path, wanted: Sequence[str] | None) -> list[str]:
     pairs, unreadable = _pairs(read_content(path))
     if unreadable:
         return [unreadable]
-    faults = _wrong_answers(pairs)
-    ids = [example_id for example_id, _ in pairs]
-    if not faults and not any(answer.strip() for _, answer in pairs):
-        faults["all answers are blank"] += ids
-    return [*sentences(faults), *id_faults(ids, wanted)]
+    return [*sentences(_wrong_answers(pairs)), *id_faults([example_id for example_id, _ in pairs], wanted)]
 
 
 def _pairs(content: bytes) -> tuple[_Pairs, str]:

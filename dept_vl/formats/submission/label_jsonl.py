@@ -93,8 +93,6 @@ def label_jsonl_faults(
             faults[f'"label" is {KINDS[type(label)]}, not {KINDS[form.label_type]}'].append(example_id)
         elif form.labels and str(label) not in form.labels:
             faults[f"labels other than {', '.join(form.labels)}"].append(f"{example_id}: {json.dumps(label)}")
-        elif not str(label).strip():
-            faults["blank labels"].append(example_id)
     wrong_count = [] if count in (None, len(ids)) else [f"has {len(ids):,} labels, but the test set has {count:,}"]
     return [*sentences(faults), *wrong_count, *id_faults(ids, wanted)]
 

@@ -63,10 +63,3 @@ def test_repeated_missing_and_unknown_ids_are_named(path: Path) -> None:
         "missing ids: 1 (b)",
         "ids that the questions do not have: 1 (c)",
     ]
-
-
-def test_blank_answers_are_a_fault_if_all_are(path: Path) -> None:
-    path.write_text('{"a": " ", "b": ""}')
-    assert check_answer_object(path, None) == ["all answers are blank: 2 (a, b)"]
-    path.write_text('{"a": " ", "b": "x"}')
-    assert check_answer_object(path, None) == []

@@ -99,10 +99,6 @@ def test_missing_ids_and_a_wrong_number_of_labels_are_named() -> None:
     assert label_jsonl_faults(GOOD.encode(), BOOLQ, None, count=3245) == ["has 2 labels, but the test set has 3,245"]
 
 
-def test_free_answers_are_not_blank() -> None:
-    assert label_jsonl_faults(b'{"idx": 0, "label": " "}\n', RECORD, None) == ["blank labels: 1 (0)"]
-
-
 def test_every_place_of_a_nested_line_is_checked(path: Path) -> None:
     lines = (
         {"idx": 0, "label": 1},
