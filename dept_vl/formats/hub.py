@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from dept_vl.command_line import say
@@ -45,19 +46,22 @@ def open_hub(source: HubSource, *, revision: str | None = None) -> HubData:
     import datasets
 
     local = Path(source.repository).is_dir()
-    with _explained(source):
+    # The library takes a local folder for the one in its cache, also where files have changed since; so that has none.
+    with _explained(source), TemporaryDirectory() as scratch:
+        cache = scratch if local else None
         try:
-            builder = datasets.load_dataset_builder(source.repository, source.config, revision=revision)
+            builder = datasets.load_dataset_builder(
+                source.repository, source.config, revision=revision, cache_dir=cache
+            )
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
             say(f"{source.repository} has a loading script, which is not run: taking the hub's conversion to parquet")
             builder = datasets.load_dataset_builder(
-                source.repository, data_files=_converted_files(source), revision=CONVERTED
+                source.repository, data_files=_converted_files(source), revision=CONVERTED, cache_dir=cache
             )
-        # The library takes a local folder for the one that it has in its cache, also where files have changed since.
-        builder.download_and_prepare(download_mode="force_redownload" if local else None)
-        found = builder.as_dataset()
+        builder.download_and_prepare()
+        found = builder.as_dataset(in_memory=local)
     wanted = list(dict.fromkeys(source.splits.values()))
     missing = [split for split in wanted if split not in found]
     if missing:
