@@ -110,7 +110,7 @@ def _source(task_name: str, repository: str | None, config: str | None) -> HubSo
     if source is None:
         raise UsageError(
             f"The data of task {task_name} is not fetched from the hub. Give its official files as --data, as "
-            f"docs/tasks says"
+            "docs/tasks says"
         )
     return source._replace(repository=repository or source.repository, config=config or source.config)
 

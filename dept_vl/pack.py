@@ -202,7 +202,7 @@ def _check(path: Path, archive: bytes, benchmark: str, files: Mapping[str, Path]
     if faults:
         raise InputDataError(
             f"The server would refuse the archive: {'; '.join(faults)}. Evaluate the whole official test of each run, "
-            f"and pack again"
+            "and pack again"
         )
 
 
