@@ -33,10 +33,11 @@ from dept_vl.formats.reading_files import Question, read_questions
 from dept_vl.formats.rows import HubSource, find_file
 from dept_vl.formats.submission.answer_object import check_answer_object, read_answer_object, write_answer_object
 from dept_vl.metrics.span import span_scores
-from dept_vl.settings import TaskSettings
+from dept_vl.settings import TaskSettings, nearest
 from dept_vl.tasks.splits import split_source, take
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores, Target
+from feature_extraction.errors import UsageError
 
 MRQA_FILES = {"nq": "NaturalQuestionsShort", "hotpotqa": "HotpotQA", "searchqa": "SearchQA", "newsqa": "NewsQA"}
 MRQA_SPLITS = {"train": "train", "dev": "validation"}
@@ -45,14 +46,23 @@ HUB = {
     "hotpotqa": HubSource("lucadiliello/hotpotqa", None, MRQA_SPLITS),
     "searchqa": HubSource("lucadiliello/searchqa", None, MRQA_SPLITS),
     "newsqa": HubSource("lucadiliello/newsqa", None, MRQA_SPLITS),
-    "squad": HubSource("rajpurkar/squad", None, {"train-v1.1": "train", "dev-v1.1": "validation"}),
+    "squad": HubSource("rajpurkar/squad", "plain_text", {"train-v1.1": "train", "dev-v1.1": "validation"}),
 }
 OF_ARTICLES = "_of_articles"  # behind a part's name: the part of the articles
 
 
 def build(settings: TaskSettings) -> Task:
-    """The task that the settings name."""
+    """The task that the settings' name says.
+
+    Raises:
+        UsageError: it is none of these.
+    """
     name = settings.name
+    if name not in HUB:
+        raise UsageError(
+            f"task.name is {name!r}, but task.module reading has no such task.{nearest(name, list(HUB))} "
+            f"There are: {', '.join(HUB)}"
+        )
     return Task(
         name=name,
         read=partial(read, name=name, splits=settings.splits, legacy=settings.legacy),

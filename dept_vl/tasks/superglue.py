@@ -37,10 +37,11 @@ from dept_vl.formats.submission.label_jsonl import (
 from dept_vl.formats.superglue_rows import as_it_is, example_id, passage_answers, passage_queries, target_spans
 from dept_vl.metrics.classification import label_scores
 from dept_vl.metrics.span import span_scores
-from dept_vl.settings import TaskSettings
+from dept_vl.settings import TaskSettings, nearest
 from dept_vl.tasks.splits import split_source, take
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores, Target
+from feature_extraction.errors import UsageError
 
 ENTAILMENT = LabelJsonl(("entailment", "not_entailment"))
 SERVER_FILES = {  # what the server takes in one zip: the lines of each file, and the labels of its test set
@@ -169,7 +170,16 @@ HUB = {
 
 
 def build(settings: TaskSettings) -> Task:
-    """The task that the settings name."""
+    """The task that the settings' name says.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if settings.name not in TASKS:
+        raise UsageError(
+            f"task.name is {settings.name!r}, but task.module superglue has no such task."
+            f"{nearest(settings.name, list(TASKS))} There are: {', '.join(TASKS)}"
+        )
     kind = TASKS[settings.name]
     words = kind.words(settings.template)
     return Task(
@@ -181,7 +191,7 @@ def build(settings: TaskSettings) -> Task:
         submit=partial(submit, form=kind.form),
         read_submission=partial(read_label_jsonl, form=kind.form),
         check_submission=partial(check_submission, kind=kind),
-        submission_name=partial(submission_name, kind=kind),
+        submission_name=partial(submission_name, kind=kind, splits=settings.splits),
         labels=words,
     )
 
@@ -265,9 +275,10 @@ def check_submission(path: Path, questions: Path | None, *, kind: Kind) -> list[
     )
 
 
-def submission_name(split: str, *, kind: Kind) -> str:
-    """The name that the server wants in its zip, such as BoolQ.jsonl."""
-    return kind.file
+def submission_name(split: str, *, kind: Kind, splits: Mapping[str, str]) -> str:
+    """The server's name for the test set's file, as in BoolQ.jsonl; others have their source, as in BoolQ_val.jsonl."""
+    source = split_source(split_name(splits, split), split).name
+    return kind.file if source == "test" else kind.file.replace(".", f"_{source}.")
 
 
 def mark_spans(text: str, spans: Sequence[tuple[str, int, str]]) -> str:

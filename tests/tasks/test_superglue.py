@@ -337,7 +337,8 @@ def test_a_submission_goes_out_and_comes_back(name: str, tmp_path: Path) -> None
     examples = task.read(TOY_DATA / name, "official-validation")
     path = tmp_path / task.submission_name("test")
     task.submit(gold(examples), path)
-    assert path.name in SERVER_FILES
+    assert path.name.replace("_val_second_half", "_val") == TASKS[name].file.replace(".", "_val.")
+    assert task.submission_name("official-test") == TASKS[name].file
     assert task.read_submission(path) == gold(examples)
     assert task.check_submission(path, TOY_DATA / name / "val.jsonl") == []
     assert task.check_submission(path, None) == []
@@ -423,7 +424,7 @@ def test_a_zip_of_all_ten_files_is_checked_whatever_the_task(archive: Path, tmp_
     pack(tmp_path / "files", archive)
     assert make("cb").check_submission(archive, None) == [
         'WSC.jsonl: labels other than False, True: 1 (0: "true")',
-        "WSC.jsonl: has 1 labels, but the test set has 146",
+        "WSC.jsonl: the number of its labels is 1, but that of the test set is 146",
         "no AX-b.jsonl at the archive's top",
     ]
 
@@ -448,6 +449,15 @@ def test_a_zip_is_checked_by_the_questions_of_its_task(archive: Path) -> None:
 )
 def test_spans_are_marked_at_the_nearest_place(text: str, spans: list[tuple[str, int, str]], marked: str) -> None:
     assert mark_spans(text, spans) == marked
+
+
+def test_other_names_are_refused() -> None:
+    message = (
+        "task.name is 'boolqq', but task.module superglue has no such task. Did you mean 'boolq'? There are: boolq, "
+        "cb, wic, wsc, multirc, record"
+    )
+    with pytest.raises(UsageError, match=re.escape(message)):
+        make("boolq", "task.name=boolqq")
 
 
 def test_the_settings_are_those_of_dept() -> None:

@@ -93,8 +93,10 @@ def label_jsonl_faults(
             faults[f'"label" is {KINDS[type(label)]}, not {KINDS[form.label_type]}'].append(example_id)
         elif form.labels and str(label) not in form.labels:
             faults[f"labels other than {', '.join(form.labels)}"].append(f"{example_id}: {json.dumps(label)}")
-    wrong_count = [] if count in (None, len(ids)) else [f"has {len(ids):,} labels, but the test set has {count:,}"]
-    return [*sentences(faults), *wrong_count, *id_faults(ids, wanted)]
+    found = [*sentences(faults), *id_faults(ids, wanted)]
+    if count not in (None, len(ids)):
+        found.append(f"the number of its labels is {len(ids):,}, but that of the test set is {count:,}")
+    return found
 
 
 def _labels(text: str, form: LabelJsonl, faults: Faults) -> Iterator[tuple[str, Any]]:

@@ -96,7 +96,9 @@ def test_a_good_file_has_no_fault(path: Path, text: str) -> None:
 def test_missing_ids_and_a_wrong_number_of_labels_are_named() -> None:
     (fault,) = label_jsonl_faults(GOOD.encode(), BOOLQ, ["0", "1", "2"])
     assert fault.startswith("missing ids: 1 (2); it answers only 2 of 3 questions.")
-    assert label_jsonl_faults(GOOD.encode(), BOOLQ, None, count=3245) == ["has 2 labels, but the test set has 3,245"]
+    assert label_jsonl_faults(GOOD.encode(), BOOLQ, None, count=3245) == [
+        "the number of its labels is 2, but that of the test set is 3,245"
+    ]
 
 
 def test_every_place_of_a_nested_line_is_checked(path: Path) -> None:
