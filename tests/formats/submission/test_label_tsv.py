@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dept_vl.formats.submission import contents
 from dept_vl.formats.submission.label_tsv import check_label_tsv, label_tsv_faults, read_label_tsv, write_label_tsv
 from dept_vl.types import Prediction
 from feature_extraction.errors import InputDataError
@@ -24,6 +25,11 @@ def test_a_file_is_written_with_a_header_and_read_back(tmp_path: Path) -> None:
     assert (tmp_path / "RTE.tsv").read_text() == TEXT
     assert read_label_tsv(tmp_path / "RTE.tsv", NLI) == ROWS
     assert check_label_tsv(tmp_path / "RTE.tsv", NLI, ["0", "1", "2"]) == []
+
+
+def test_the_header_is_no_row_of_its_contents(tmp_path: Path) -> None:
+    write_label_tsv(tmp_path / "RTE.tsv", ROWS)
+    assert contents(tmp_path / "RTE.tsv") == "3 rows"
 
 
 @pytest.mark.parametrize("text", [TEXT, TEXT.rstrip("\n"), TEXT.replace("\n", "\r\n")])
