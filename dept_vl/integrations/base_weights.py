@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,22 +26,26 @@ class BaseWeights:
     def __init__(self, model: PreTrainedModel, *, added: str) -> None:
         self._model = model
         self._added = added
-        self._digests: dict[tuple[torch.dtype, torch.dtype | None], str] = {}
+        self._digests: dict[tuple[torch.dtype, torch.dtype | None, frozenset[str]], str] = {}
 
-    def identity(self) -> dict[str, Any]:
-        """What an adapter's identity says of its backbone; the tokenizer is unknown here."""
+    def identity(self, *, replaced: Collection[str]) -> dict[str, Any]:
+        """What an adapter's identity says of its backbone; the tokenizer is unknown here.
+
+        Args:
+            replaced: modules that the adapter brings itself, as PEFT's modules_to_save: by the end of their names.
+        """
         config: Any = self._model.config
         embeddings: Any = self._model.get_input_embeddings()
         return {
             "backbone.name": getattr(self._model, "name_or_path", "") or None,
             "backbone.family": family_of(config),
             "backbone.dtype": dtype_name(self._model.dtype),
-            "backbone.weight_digest": self._digest(),
+            "backbone.weight_digest": self._digest(replaced),
             "backbone.tokenizer_digest": None,
             "backbone.hidden_size": embeddings.embedding_dim,
         }
 
-    def refuse_others(self, identity: Mapping[str, Any], *, source: str) -> None:
+    def refuse_others(self, identity: Mapping[str, Any], *, replaced: Collection[str], source: str) -> None:
         """Check that an adapter was trained on these weights.
 
         Weights in another precision are rounded to that of the training. Where these are the rounded ones, or are
@@ -51,7 +55,7 @@ class BaseWeights:
             IncompatibleError: they are others.
         """
         wanted, precision = identity["backbone.weight_digest"], getattr(torch, identity["backbone.dtype"])
-        if wanted in (self._digest(), self._digest(precision)):
+        if wanted in (self._digest(replaced), self._digest(replaced, precision)):
             return
         here = self._model.dtype
         if getattr(self._model, "is_quantized", False) or torch.promote_types(here, precision) != here:
@@ -65,20 +69,25 @@ class BaseWeights:
         name = getattr(self._model, "name_or_path", "") or None
         refuse_differences(
             {"backbone.name": identity["backbone.name"], "backbone.weight_digest": wanted},
-            {"backbone.name": name, "backbone.weight_digest": self._digest()},
+            {"backbone.name": name, "backbone.weight_digest": self._digest(replaced)},
             what=f"{source} was trained on another base model (expected: its own; got: this one)",
             advice="Load that base model. To use the adapter on this one all the same, read its configuration with "
             "DeptConfig.from_pretrained, set dept_vl to None in it, and give it to PeftModel.from_pretrained as config",
         )
 
-    def _digest(self, dtype: torch.dtype | None = None) -> str:
+    def _digest(self, replaced: Collection[str], dtype: torch.dtype | None = None) -> str:
         """The digest of the weights, rounded to ``dtype`` if one is given."""
-        key = (self._model.dtype, dtype)
+        key = (self._model.dtype, dtype, frozenset(replaced))
         if key not in self._digests:
-            self._digests[key] = weight_digest({name: value.to(dtype or value.dtype) for name, value in self._own()})
+            weights = {name: value.to(dtype or value.dtype) for name, value in self._own(replaced)}
+            self._digests[key] = weight_digest(weights)
         return self._digests[key]
 
-    def _own(self) -> Iterator[tuple[str, Tensor]]:
-        for name, value in cast(torch.nn.Module, self._model).named_parameters():
-            if not name.startswith(f"{self._added}.") and ".modules_to_save." not in name:
-                yield name.replace(".original_module.", "."), value
+    def _own(self, replaced: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self._model.named_parameters():
+            if name.startswith(f"{self._added}.") or ".modules_to_save." in name:
+                continue
+            name = name.replace(".original_module.", ".")
+            owners = name.split(".")[:-1]
+            if not any(".".join(owners[:end]).endswith(tuple(replaced)) for end in range(1, len(owners) + 1)):
+                yield name, value

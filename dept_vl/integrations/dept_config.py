@@ -45,6 +45,9 @@ class DeptConfig(PeftConfig):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"DeptConfig.{name} is {getattr(self, name)!r}; it is one of {', '.join(choices)}")
+        for name in ("prompt_length", "rank", "max_text_length", "budget_length"):
+            if (getattr(self, name) or 0) < 0:
+                raise UsageError(f"DeptConfig.{name} is {getattr(self, name)}; it is a count, 0 or more")
         if isinstance(self.scale, str) and self.scale not in ("paper", "official"):
             raise UsageError(f"DeptConfig.scale is {self.scale!r}; it is paper (1), official (8/sqrt(r)) or a number")
         if self.prompt_init == "text" and not self.prompt_ids:
@@ -64,19 +67,28 @@ class DeptConfig(PeftConfig):
         PeftConfig.save_pretrained(written, save_directory, **kwargs)
 
     def budget(self, hidden_size: int) -> Budget:
-        """The sizes, with the rank that is asked for or fits.
+        """The sizes, with the rank that is asked for or fits; without offset, only the prompt counts.
 
         Raises:
             UsageError: they overspend the budget, or there is neither budget nor rank.
         """
-        sizes = {"prompt_length": self.prompt_length, "max_text_length": self.max_text_length}
-        if self.budget_length is not None:
+        kind = "position" if self.offset == "none" else self.offset
+        rank = 0 if self.offset == "none" else self.rank
+        if self.offset == "none" or self.budget_length is None:
+            if rank is None:
+                raise UsageError("DeptConfig.rank and budget_length are both None; give one of them, as in rank=30")
+            return Budget(0, self.prompt_length, self.max_text_length, hidden_size, rank, kind)
+        try:
             return solve_budget(
-                **sizes, budget_length=self.budget_length, hidden_size=hidden_size, rank=self.rank, offset=self.offset
+                budget_length=self.budget_length,
+                prompt_length=self.prompt_length,
+                max_text_length=self.max_text_length,
+                hidden_size=hidden_size,
+                rank=rank,
+                offset=kind,
             )
-        if self.rank is None:
-            raise UsageError("DeptConfig.rank and budget_length are both None; give one of them, as in rank=30")
-        return Budget(**sizes, budget_length=0, hidden_size=hidden_size, rank=self.rank, offset=self.offset)
+        except UsageError as error:
+            raise UsageError(str(error).replace("method.", "DeptConfig.")) from None
 
     def _method(self) -> dict[str, Any]:
         """The configuration in the words of dept_vl's section ``method``."""

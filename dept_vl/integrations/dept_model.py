@@ -8,21 +8,26 @@ from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
+from jaxtyping import Bool, Float, Int64, Shaped
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils.other import set_additional_trainable_modules
+from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
 from torch import Tensor, nn
 
 from dept_vl.integrations.base_weights import BaseWeights
 from dept_vl.integrations.dept_config import DeptConfig
+from dept_vl.integrations.initial_prompt import initial_prompt
 from dept_vl.model.adapter import FORMAT, TASK_TYPES, foreign_tensors
 from dept_vl.model.backbone import family_of
-from dept_vl.model.decomposed_prompt import DecomposedPrompt, make_prompt
 from dept_vl.model.prompted_text import CausalInput, pack
-from dept_vl.model.soft_prompt import COMMON_TOKENS, SoftPrompt, from_normal, from_text, from_vocabulary
+from dept_vl.model.soft_prompt import SoftPrompt
 from feature_extraction.errors import IncompatibleError, UsageError
 
 INPUT = "prompted_input"  # the submodule that a model gets
+# PEFT's task types by the family of the model, and whether it generates.
+TASK_TYPES_OF = {(family, family != "encoder"): kind for family, kind in TASK_TYPES.items()} | {
+    ("decoder", False): "SEQ_CLS"
+}
 
 
 class PromptedInput(nn.Module, BaseTunerLayer):
@@ -79,14 +84,17 @@ class DeptModel(BaseTuner):
         if not hasattr(self, "base_weights"):
             self.base_weights = BaseWeights(self.model, added=INPUT)
         self._check(config)
+        budget = config.budget(self._embeddings.embedding_dim)
+        config.rank = budget.rank
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-            prompt = self._initial_prompt(config)
+            prompt = initial_prompt(config, budget, self._embeddings, self.model.config)
         if not hasattr(model, INPUT):
             model.requires_grad_(False)
             model.add_module(INPUT, PromptedInput().to(self._embeddings.weight.device))
             self._input.set_adapter(self.active_adapters)
         active = adapter_name in self.active_adapters
-        self._input.dept_prompts[adapter_name] = prompt.requires_grad_(active and not config.inference_mode)
+        prompt.requires_grad_(active and not config.inference_mode)
+        self._input.dept_prompts[adapter_name] = prompt.train(model.training)
         if not any(value.is_meta for value in prompt.parameters()):
             self._input._move_adapter_to_device_of_base_layer(adapter_name)
         set_additional_trainable_modules(
@@ -99,9 +107,9 @@ class DeptModel(BaseTuner):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        input_ids: Int64[Tensor, "B T"] | None = None,
+        attention_mask: Shaped[Tensor, ...] | None = None,
+        inputs_embeds: Float[Tensor, "B T H"] | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,  # noqa: ANN401 - the model's own
     ) -> Any:  # noqa: ANN401
@@ -115,7 +123,7 @@ class DeptModel(BaseTuner):
             return self._causal(prompt, text, mask, labels, kwargs)
         if self._family == "encoder":
             return self._classified(prompt, text, mask, labels=labels, **kwargs)
-        embedded, real = pack(*_prepend(prompt, text, mask), last=False)
+        embedded, real = pack(*_insert(prompt, text, mask), last=False)
         return self.model(inputs_embeds=embedded, attention_mask=real.long(), labels=labels, **kwargs)
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -130,7 +138,7 @@ class DeptModel(BaseTuner):
         given = kwargs.pop("attention_mask", None)
         if given is None and ids is not None:
             given = self._likely_mask(ids)
-        embedded, mask = _prepend(prompt, *self._text(prompt, ids, kwargs.pop("inputs_embeds", None), given))
+        embedded, mask = _insert(prompt, *self._text(prompt, ids, kwargs.pop("inputs_embeds", None), given))
         causal = self._family == "decoder"
         embedded, mask = pack(embedded, mask, last=causal)
         if not causal:
@@ -139,16 +147,19 @@ class DeptModel(BaseTuner):
         for key in ("max_length", "min_length"):  # of the text and the answer; the library counts the prompt too
             if kwargs.get(key) is not None:
                 kwargs[key] += len(prompt.prompt)
-        text = CausalInput(embeddings=self._embeddings, prompt=prompt)
+        text = _GeneratedText(embeddings=self._embeddings, prompt=prompt)
         with text.while_generating(self.model, task=""):
             output = self.model.generate(inputs_embeds=embedded, attention_mask=mask.long(), **kwargs)
         return output if ids is None else _with_text(output, ids)
 
     def unload(self) -> nn.Module:
-        """The base model as it was."""
-        model = super().unload()
-        delattr(model, INPUT)
-        return model
+        """The base model as it was, but frozen."""
+        for name, module in list(self.model.named_modules(remove_duplicate=False)):
+            if isinstance(module, AuxiliaryTrainingWrapper):  # not PEFT's way, which leaves trained weights in
+                self.model.set_submodule(name, module.original_module)
+        delattr(self.model, INPUT)
+        del self.model.peft_config
+        return self.model
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:  # noqa: ANN401
@@ -160,7 +171,12 @@ class DeptModel(BaseTuner):
         yield
 
     def _causal(
-        self, prompt: SoftPrompt, text: Tensor, mask: Tensor, labels: Tensor | None, kwargs: dict[str, Any]
+        self,
+        prompt: SoftPrompt,
+        text: Float[Tensor, "B T H"],
+        mask: Bool[Tensor, "B T"],
+        labels: Tensor | None,
+        kwargs: dict[str, Any],
     ) -> Any:  # noqa: ANN401
         for name in ("position_ids", "past_key_values"):
             if kwargs.pop(name, None) is not None:
@@ -168,11 +184,12 @@ class DeptModel(BaseTuner):
                     f"{name} was given, but DePT finds positions by attention_mask and reads a text at once. "
                     "Leave it out; to generate, call generate"
                 )
-        embedded, real = _prepend(prompt, text, mask)
-        if labels is not None and labels.dim() == 2:
+        embedded, real = _insert(prompt, text, mask)
+        if not self.model.can_generate():
+            embedded, real = pack(embedded, real, last=True)  # the classification head reads the last column
+        elif labels is not None:
+            labels = labels.masked_fill(_leading(mask), -100)  # where the prompt ends now
             labels = torch.cat([labels.new_full((len(labels), len(prompt.prompt)), -100), labels], dim=1)
-        if self.peft_config[self._input.active_adapters[0]].task_type == "SEQ_CLS":
-            embedded, real = pack(embedded, real, last=True)  # the head reads the last column
         positions = (real.cumsum(dim=1) - 1).clamp(min=0)
         return self.model(
             inputs_embeds=embedded, attention_mask=real.long(), position_ids=positions, labels=labels, **kwargs
@@ -181,24 +198,28 @@ class DeptModel(BaseTuner):
     def _classified(
         self,
         prompt: SoftPrompt,
-        text: Tensor,
-        mask: Tensor,
+        text: Float[Tensor, "B T H"],
+        mask: Bool[Tensor, "B T"],
         *,
-        token_type_ids: Tensor | None = None,
+        token_type_ids: Int64[Tensor, "B T"] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         if token_type_ids is not None:  # packed like their tokens; the prompt is of the first token's type
             types = pack(token_type_ids.unsqueeze(-1).to(text.dtype), mask, last=False)[0].squeeze(-1).long()
             kwargs["token_type_ids"] = torch.cat([types[:, :1].expand(-1, len(prompt.prompt)), types], dim=1)
         text, mask = pack(text, mask, last=False)
-        embedded, real = _prepend(prompt, text[:, 1:], mask[:, 1:])
+        embedded, real = _insert(prompt, text[:, 1:], mask[:, 1:])
         # The first token ([CLS], <s>) stays first, since the head reads it.
         embedded, real = torch.cat([text[:, :1], embedded], dim=1), torch.cat([mask[:, :1], real], dim=1)
         return self.model(inputs_embeds=embedded, attention_mask=real.long(), **kwargs)
 
     def _text(
-        self, prompt: SoftPrompt, ids: Tensor | None, embedded: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        prompt: SoftPrompt,
+        ids: Int64[Tensor, "B T"] | None,
+        embedded: Float[Tensor, "B T H"] | None,
+        mask: Shaped[Tensor, ...] | None,
+    ) -> tuple[Float[Tensor, "B T H"], Bool[Tensor, "B T"]]:
         """The text's embeddings with what the prompt adds to them, and which are real."""
         if (ids is None) == (embedded is None):
             raise UsageError("Give either input_ids or inputs_embeds of the text; the prompt is put before it here")
@@ -211,7 +232,7 @@ class DeptModel(BaseTuner):
             )
         return prompt.embed_text(embedded, real).to(embedded.dtype), real
 
-    def _likely_mask(self, ids: Tensor) -> Tensor:
+    def _likely_mask(self, ids: Int64[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
         """Which ids are real as the library guesses it: all but the padding token, unless it also ends texts."""
         pad, ends = (getattr(self.model.generation_config, f"{name}_token_id") for name in ("pad", "eos"))
         if pad is None or pad in (ends if isinstance(ends, list) else [ends]):
@@ -256,56 +277,14 @@ class DeptModel(BaseTuner):
                 f"{foreign[0]}: those of images, of classification heads or of several tasks' prompts. "
                 "Use it by dept_vl itself: python -m dept_vl.predict --run RUN, or dept_vl.Predictor"
             )
-        types = [TASK_TYPES[self._family]] if self._family in TASK_TYPES else []
-        types += ["SEQ_CLS"] if self._family == "decoder" else []
-        if config.task_type not in types:
-            raise UsageError(
-                f"DeptConfig.task_type is {config.task_type}, but a {type(self.model).__name__} can have: "
-                f"{', '.join(types) or 'none, since it is no language model for text'}. Set it accordingly"
-            )
+        needed = TASK_TYPES_OF.get((self._family, self.model.can_generate()))
+        if needed is None or config.task_type != needed:
+            what = f"needs {needed}. Set task_type={needed!r}" if needed else "cannot be prompted. Take another class"
+            raise UsageError(f"DeptConfig.task_type is {config.task_type}, but a {type(self.model).__name__} {what}")
         if record:
-            self.base_weights.refuse_others(record["identity"], source="The adapter")
-
-    def _initial_prompt(self, config: DeptConfig) -> SoftPrompt:
-        generator = torch.Generator().manual_seed(config.seed)
-        table = self._embeddings
-        width, length = table.embedding_dim, config.prompt_length
-        if config.prompt_init == "normal":
-            start = from_normal(length, width, generator=generator)
-        elif config.prompt_init == "text":
-            ids = cast(list[int], config.prompt_ids)
-            start = from_text(self._rows(torch.tensor(ids)), length, token_ids=range(len(ids)))
-        else:
-            special = self._special_ids()
-            rows = self._rows(torch.arange(min(table.num_embeddings, COMMON_TOKENS + len(special))))
-            known = [one for one in special if one < len(rows)]
-            start = from_vocabulary(rows, length, special_ids=known, generator=generator)
-        if config.offset == "none":
-            return SoftPrompt(start)
-        budget = config.budget(width)
-        config.rank = budget.rank
-        prompt = make_prompt(
-            start,
-            budget,
-            official_scale=config.scale == "official",
-            official_init=config.low_rank_init == "official",
-            token_dropout=config.token_dropout,
-            generator=generator,
-        )
-        if isinstance(prompt, DecomposedPrompt) and not isinstance(config.scale, str):
-            prompt.scale = float(config.scale)
-        return prompt
-
-    @torch.no_grad()
-    def _rows(self, ids: Tensor) -> Tensor:
-        table = self._embeddings
-        return cast(Tensor, table(ids.to(table.weight.device))).float().cpu()
-
-    def _special_ids(self) -> list[int]:
-        """The special tokens that the model itself knows of."""
-        found = [value for key, value in self.model.config.to_dict().items() if key.endswith("_token_id")]
-        flat = [one for value in found for one in (value if isinstance(value, list) else [value])]
-        return sorted({one for one in flat if isinstance(one, int) and one >= 0})
+            self.base_weights.refuse_others(
+                record["identity"], replaced=config.modules_to_save or (), source="The adapter"
+            )
 
     def _create_and_replace(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
         """Nothing inside the model is replaced."""
@@ -330,7 +309,9 @@ class DeptModel(BaseTuner):
         tuner = next(one for one in model.modules() if isinstance(one, DeptModel))
         config = cast(DeptConfig, config)
         method = config._method()["name"]
-        config.saved_identity = {"format": FORMAT, "task": None, "method": method} | tuner.base_weights.identity()
+        config.saved_identity = {"format": FORMAT, "task": None, "method": method} | tuner.base_weights.identity(
+            replaced=config.modules_to_save or ()
+        )
         place = next(name for name, one in model.named_modules() if isinstance(one, PromptedInput))
         own = tuner._input.dept_prompts[adapter_name].state_dict(prefix=f"{place}.dept_prompts.{adapter_name}.")
         # Not those of state_dict alone: another adapter may be called like a tensor, and then lacks there.
@@ -348,19 +329,59 @@ class DeptModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The inverse, with the empty tensors that were left out."""
+        """The inverse, with the empty tensors that were left out.
+
+        Raises:
+            IncompatibleError: others are missing.
+        """
         mark = f".dept_prompts.{adapter_name}."
-        empty = {name: value for name, value in model.state_dict().items() if mark in name and not value.numel()}
+        own = {name: value for name, value in model.state_dict().items() if mark in name}
+        names = {name: cls._remove_adapter_name_from_key(name, adapter_name) for name in own}
+        missing = [names[name] for name, value in own.items() if value.numel() and names[name] not in state_dict]
+        if missing:
+            raise IncompatibleError(
+                f"The adapter lacks {', '.join(missing)}, so it is not whole, or of other settings than its "
+                "configuration says. Take it again from where it was saved"
+            )
+        empty = {name: value for name, value in own.items() if not value.numel()}
         return empty | super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
-def _prepend(prompt: SoftPrompt, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """[prompt | text], and which positions are real."""
+class _GeneratedText(CausalInput):
+    """What gives generated tokens their offsets, in the precision of the model's weights."""
+
+    def embed_tokens(
+        self,
+        ids: Int64[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
+        *,
+        task: str,
+        before: Int64[Tensor, "B 1"] | None = None,
+    ) -> Float[Tensor, "B T H"]:
+        embedded = super().embed_tokens(ids, mask, task=task, before=before)
+        return embedded.to(cast(nn.Embedding, self.embeddings).weight.dtype)
+
+
+def _insert(
+    prompt: SoftPrompt, text: Float[Tensor, "B T H"], mask: Bool[Tensor, "B T"]
+) -> tuple[Float[Tensor, "B S H"], Bool[Tensor, "B S"]]:
+    """[padding | prompt | text | padding] with padding where it was, and which positions are real.
+
+    So the token of input column c stands in column P + c, and the prompt right before the text's first.
+    """
     before = prompt.prompt.to(text.dtype).expand(len(text), -1, -1)
-    return torch.cat([before, text], dim=1), torch.cat([mask.new_ones(before.shape[:2]), mask], dim=1)
+    whole = torch.cat([before, text], dim=1), torch.cat([mask.new_ones(before.shape[:2]), mask], dim=1)
+    place = torch.cat([mask.new_ones(before.shape[:2]).long(), 2 * (~_leading(mask)).long()], dim=1)
+    order = place.argsort(dim=1, stable=True)
+    return whole[0].gather(1, order.unsqueeze(-1).expand_as(whole[0])), whole[1].gather(1, order)
 
 
-def _with_text(output: Any, ids: Tensor) -> Any:  # noqa: ANN401 - ids, or a record with them
+def _leading(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Padding before the text."""
+    return mask.cumsum(dim=1) == 0
+
+
+def _with_text(output: Any, ids: Int64[Tensor, "B T"]) -> Any:  # noqa: ANN401 - ids, or a record with them
     """Generated ids behind those of the text, which several rows may belong to."""
     sequences = output if isinstance(output, Tensor) else output.sequences
     text = ids.repeat_interleave(len(sequences) // len(ids), dim=0)
