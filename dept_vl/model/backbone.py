@@ -124,11 +124,12 @@ def load_backbone(settings: BackboneSettings, *, dtype: torch.dtype = torch.floa
             f"Text backbone {settings.name!r} is of type {config.model_type!r}, which is no language model for text. "
             "Choose one with --backbone, such as t5-mini, google/flan-t5-base, facebook/bart-base, gpt2 or roberta-base"
         )
+    changes = {**_dropout(config, settings), **_precision(settings, dtype)}
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bar for a second's work only litters the log
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **more)
         model, report = cast(Any, AUTO_CLASSES[family]).from_pretrained(
-            source, output_loading_info=True, **more, **_dropout(config, settings), **_precision(settings, dtype)
+            source, output_loading_info=True, **more, **changes
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_whole(settings, str(error).partition("\n")[0].rstrip(".")) from error
