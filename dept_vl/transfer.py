@@ -1,0 +1,211 @@
+"""Few-shot transfer from several sources, over several seeds: ``python -m dept_vl.transfer --help``.
+
+Each of ``DIR/runs/SOURCE-PARTS/kK-seedS`` is an ordinary run. A seed draws the examples and is the run's own, so all
+sources of one k and seed learn from the same examples.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from dept_vl.command_line import Parser, StopSignal, command_text, paths_by_task, run, say
+from dept_vl.config import layer_names, load_settings, settings_from_yaml
+from dept_vl.settings import CHOICES, Settings
+from dept_vl.transfer_results import Cell, Outcome, Start, write_results
+from feature_extraction.errors import Interrupted, UsageError
+
+MODES = CHOICES["method.init_parts"]
+SCRATCH = "scratch"  # the name of a start without a source
+# What the command sets in each run; its own options give the values.
+SET_HERE = ("data.shots", "data.shots_seed", "training.seed", "method.init_from", "method.init_parts")
+EXAMPLES = """\
+  python -m dept_vl.transfer --task cb --data superglue/CB --sources runs/mnli runs/qqp runs/sst2 --shots 4,16,32 \\
+      --seeds 3 --scratch --output runs/few_shot_cb training.steps=500 training.epochs=null training.evaluate_every=50
+  python -m dept_vl.transfer --task nlvr2 --data nlvr2 --features nlvr2.store --sources runs/vqa --shots 16 \\
+      --modes prompt,prompt_a,all --output runs/few_shot_nlvr2"""
+
+
+def main(arguments: list[str]) -> None:
+    """Train and evaluate from every source, and tell which one validation chooses; the same arguments go on."""
+    options = _parser().parse_intermixed_args(arguments)
+    # An option that takes several values takes settings behind it too.
+    options.overrides += [text for text in options.sources if "=" in text]
+    sources = source_names([Path(text) for text in options.sources if "=" not in text])
+    settings, data, features = _settings(options)
+    shots, modes = _numbers(options.shots), _modes(options.modes)
+    if options.seeds < 1:
+        raise UsageError(f"--seeds is {options.seeds}; give how many seeds, 1 or more")
+    if not sources and not options.scratch:
+        raise UsageError("There is nothing to compare: give --sources RUN ..., or --scratch, or both")
+
+    from accelerate import Accelerator
+
+    # Its mixed precision is the whole process's: runs that are only evaluated must not set another.
+    Accelerator(mixed_precision="bf16" if settings.training.precision == "bf16" else "no")
+    starts = [*_starts(sources, modes), *([Start(SCRATCH)] if options.scratch else [])]
+    # A seed after the other, so that a source which does not fit is told in the first minutes.
+    cells = [Cell(start, count, seed) for seed, count, start in product(range(options.seeds), shots, starts)]
+    outcomes = []
+    with StopSignal() as stop:
+        for number, cell in enumerate(cells, start=1):
+            if stop:
+                raise Interrupted(f"{number - 1} of {len(cells)} runs are done. The same command goes on with the next")
+            say(f"[{number} of {len(cells)}] {cell.folder}")
+            chosen = _settings_of(settings, cell)
+            _train(chosen, cell, options.output / cell.folder, data, features, arguments, stop)
+            outcomes.append(_evaluated(options.output / cell.folder, cell))
+    task, metric = settings.task.name, settings.task.selection_metric
+    sys.stdout.write(write_results(options.output, outcomes, task=task, metric=metric, sources=sources))
+    say(f"Wrote results.md, results.csv and results.json in {options.output}")
+
+
+def source_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """What each source is called: its run folder's name, and its task's if the path goes on to it.
+
+    Raises:
+        UsageError: two are called the same.
+    """
+    names: dict[str, Path] = {}
+    for path in paths:
+        parts = [part for part in path.resolve().parts if part != "adapter"]
+        name = "-".join(parts[-2:]) if path.resolve().parent.name == "adapter" else parts[-1]
+        if name in names or name == SCRATCH:
+            other = names.get(name, "the start without a source")
+            raise UsageError(f"--sources: {path} and {other} are both called {name!r}. Rename one of the folders")
+        names[name] = path
+    return names
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "dept_vl.transfer",
+        "Train a task on few examples from each of several trained sources, choose one by validation, and compare.",
+        EXAMPLES,
+    )
+    parser.add_argument("--task", required=True, metavar="TASK", help=f"one of: {', '.join(layer_names('task'))}")
+    parser.add_argument("--data", required=True, action="append", metavar="DIR", help="folder of the official files")
+    parser.add_argument(
+        "--features", action="append", default=[], metavar="STORE", help="what extract wrote, for a task with images"
+    )
+    parser.add_argument("--sources", nargs="+", default=[], metavar="RUN", help="finished runs, or adapter folders")
+    parser.add_argument("--scratch", action="store_true", help="also train without a source")
+    parser.add_argument(
+        "--shots", default="4,16,32", metavar="K,...", help="training examples in all (default: 4,16,32)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
+    parser.add_argument(
+        "--modes", default="all", metavar="MODE,...", help=f"what is taken over, of: {', '.join(MODES)} (default: all)"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the runs and the results")
+    for group in ("method", "backbone", "recipe"):
+        parser.add_argument(f"--{group}", metavar="NAME", help="as for dept_vl.train; it must suit the sources")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="any setting of configs/base.yaml"
+    )
+    return parser
+
+
+def _settings(options: Namespace) -> tuple[Settings, dict[str, Path], dict[str, Path]]:
+    """What all runs have in common: settings, and the task's data folder and feature store."""
+    taken = [override for override in options.overrides if override.partition("=")[0] in SET_HERE]
+    if taken:
+        raise UsageError(f"{taken[0]!r}: this is set by --shots, --seeds, --sources and --modes. Use those")
+    data = paths_by_task("--data", options.data, [options.task])
+    chosen = {group: getattr(options, group) for group in ("task", "method", "backbone", "recipe")}
+    settings = load_settings(chosen, options.overrides, data=data)
+    if options.features and not settings.task.images_per_example:
+        raise UsageError(f"--features is of no use for {options.task}, which has no images. Leave it out")
+    pictured = [options.task] if settings.task.images_per_example else []
+    return settings, data, paths_by_task("--features", options.features, pictured)
+
+
+def _numbers(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise UsageError(f"--shots is {text!r}; give numbers of 1 or more joined by commas, as in 4,16,32")
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def _modes(text: str) -> list[str]:
+    modes = [part.strip() for part in text.split(",")]
+    unknown = [mode for mode in modes if mode not in MODES]
+    if unknown:
+        raise UsageError(f"--modes has {unknown[0]!r}; it takes some of {', '.join(MODES)}, joined by commas")
+    return list(dict.fromkeys(modes))
+
+
+def _starts(sources: Mapping[str, Path], modes: Sequence[str]) -> Iterator[Start]:
+    """Every source with every mode; a source that is no adapter is told before any work."""
+    from dept_vl.model.adapter import load_adapter
+    from dept_vl.model.transfer import find_adapter
+    from feature_extraction.weights import weight_digest
+
+    for name, path in sources.items():
+        folder = find_adapter(path)
+        digest = weight_digest(load_adapter(folder).tensors)
+        yield from (Start(name, mode, folder.resolve(), digest) for mode in modes)
+
+
+def _settings_of(settings: Settings, cell: Cell) -> Settings:
+    method = settings.method
+    if cell.start.path is not None:
+        method = replace(method, init_from=str(cell.start.path), init_parts=cell.start.parts)
+    return replace(
+        settings,
+        method=method,
+        data=replace(settings.data, shots=cell.shots, shots_seed=cell.seed),
+        training=replace(settings.training, seed=cell.seed),
+    )
+
+
+def _train(
+    settings: Settings,
+    cell: Cell,
+    folder: Path,
+    data: Mapping[str, Path],
+    features: Mapping[str, Path],
+    arguments: Sequence[str],
+    stop: StopSignal,
+) -> None:
+    """Train one run, or go on with it; of a finished one nothing is even loaded."""
+    from dept_vl.run_folder import read_record
+    from dept_vl.training.run import train_run
+
+    if (folder / "adapter").is_dir():
+        found, record = settings_from_yaml(folder / "config.yaml"), read_record(folder)
+        places = {task: str(path.resolve()) for task, path in data.items()}
+        same = replace(found, features=settings.features) == settings and record["data"] == places
+        if same and record["source_digest"] == cell.start.digest:
+            return  # otherwise train_run says what differs
+    train_run(
+        settings=settings,
+        data=data,
+        features=features,
+        output=folder,
+        command=command_text("dept_vl.transfer", arguments),
+        dry_run=False,
+        stop=stop,
+    )
+
+
+def _evaluated(folder: Path, cell: Cell) -> Outcome:
+    """The scores of a finished run, evaluated where that has not been done."""
+    from dept_vl.inference import evaluate_run
+
+    metrics = {}
+    for split in ("validation", "test"):
+        path = folder / "evaluation" / split / "metrics.json"
+        if not path.is_file():
+            evaluate_run(folder, split, single=True)
+        metrics[split] = json.loads(path.read_text())
+    return Outcome(cell, **metrics)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))
