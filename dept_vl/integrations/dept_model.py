@@ -159,7 +159,7 @@ class DeptModel(BaseTuner):
                 self.model.set_submodule(name, module.original_module)
         delattr(self.model, INPUT)
         del self.model.peft_config
-        return self.model
+        return cast(nn.Module, self.model)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:  # noqa: ANN401

@@ -27,7 +27,7 @@ from dept_vl.model.trainable import ParameterGroup
 from dept_vl.settings import MethodSettings
 from feature_extraction.differences import refuse_differences
 from feature_extraction.durable import sha256_of_file, write_durably
-from feature_extraction.errors import DamagedError, InputDataError
+from feature_extraction.errors import DamagedError, IncompatibleError, InputDataError
 from feature_extraction.store.layout import seal, unseal
 
 FORMAT = 2
@@ -124,7 +124,8 @@ def load_adapter(folder: Path, *, expected_identity: Mapping[str, Any] | None = 
     Raises:
         InputDataError: there is no adapter in the folder, or it is that of another method.
         DamagedError: a file is not what was written.
-        IncompatibleError: the adapter belongs to another task, backbone, tokenizer or feature store.
+        IncompatibleError: the adapter belongs to another task, backbone, tokenizer or feature store, or is of an older
+            format.
     """
     try:
         text = (folder / CONFIG_NAME).read_bytes()
@@ -167,6 +168,11 @@ def _record(path: Path, text: bytes) -> dict[str, Any]:
     if method != PEFT_TYPE:
         raise InputDataError(f"{path} is an adapter of the method {method}. Give one of dept_vl, whose is {PEFT_TYPE}")
     sealed = config.get(RECORD) if isinstance(config, dict) else None
+    if sealed is None and isinstance(config, dict) and "identity" in config:
+        raise IncompatibleError(
+            f"{path} was written by an older version of dept_vl, in format 1; this one reads format {FORMAT}. "
+            "Use that version, or train again"
+        )
     record = unseal(json.dumps(sealed).encode() + b"\n")
     if record is None:
         raise DamagedError(f"{path} does not fit its own digest. Take it again from the run")

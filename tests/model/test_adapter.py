@@ -19,6 +19,7 @@ from dept_vl.model.adapter import (
     TENSORS_NAME,
     Adapter,
     adapter_identity,
+    foreign_tensors,
     load_adapter,
     restore_tensors,
     save_adapter,
@@ -35,7 +36,7 @@ from feature_extraction.errors import DamagedError, IncompatibleError, InputData
 MakeBatch = Callable[..., Batch]
 
 FEATURES = {"backbone": "timm/tiny", "weight_digest": "ab" * 32, "grid": None, "mean": [0.5, 0.5, 0.5]}
-METHODS = ("dept", "prompt", "visual_only", "full")
+METHODS = ("dept", "prompt", "adept", "dept_adept", "visual_only", "full")
 ANSWERS = ["red", "blue", "yes", "two", "no"]
 
 
@@ -101,7 +102,7 @@ def test_saved_and_loaded_equals_in_memory(
     original = trained(build(backbone, method, **task), batch)
     save_adapter(tmp_path, adapter_of(original, backbone))
     adapter = load_adapter(tmp_path, expected_identity=identity_of(backbone))
-    other = build(backbone._replace(t5=make_t5()), method, seed=9, **task)
+    other = build(backbone._replace(model=make_t5()), method, seed=9, **task)
     assert not torch.equal(other.model.eval().loss(batch).loss, original.model.loss(batch).loss)
     restore_tensors(other.model, other.groups, adapter.tensors, tmp_path)
     assert torch.equal(other.model.loss(batch).loss, original.model.loss(batch).loss)
@@ -146,10 +147,12 @@ def test_identity_and_settings_come_back_as_they_were(backbone: Backbone, folder
 
 def test_the_identity_names_everything_an_adapter_is_tied_to(backbone: Backbone) -> None:
     assert identity_of(backbone) == {
-        "format": 1,
+        "format": 2,
         "task": "vqa",
         "method": "dept",
         "backbone.name": "tiny",
+        "backbone.family": "encoder_decoder",
+        "backbone.dtype": "float32",
         "backbone.weight_digest": backbone.weight_digest,
         "backbone.tokenizer_digest": backbone.tokenizer_digest,
         "backbone.hidden_size": 16,
@@ -184,6 +187,8 @@ def test_the_card_says_what_the_adapter_belongs_to(backbone: Backbone, folder: P
         "task",
         "method",
         "backbone.name",
+        "backbone.family",
+        "backbone.dtype",
         "backbone.weight_digest",
         "backbone.tokenizer_digest",
         "backbone.hidden_size",
@@ -220,7 +225,7 @@ def test_a_backbone_of_the_same_shapes_but_other_weights_is_refused(
     backbone: Backbone, make_t5: Callable[..., T5ForConditionalGeneration], folder: Path
 ) -> None:
     other = make_t5(seed=5)
-    twin = backbone._replace(t5=other, weight_digest=weight_digest(other))
+    twin = backbone._replace(model=other, weight_digest=weight_digest(other))
     with pytest.raises(IncompatibleError, match=r"backbone\.weight_digest"):
         load_adapter(folder, expected_identity=identity_of(twin))
 
@@ -234,13 +239,82 @@ def test_a_folder_without_an_adapter_is_missing_data(tmp_path: Path) -> None:
     assert raised.value.exit_code == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"identity": {}}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"dept_vl": {}}', b"\xff\xfe"])
 def test_a_damaged_configuration_is_refused(folder: Path, content: bytes) -> None:
     (folder / CONFIG_NAME).write_bytes(content)
     with pytest.raises(DamagedError) as raised:
         load_adapter(folder)
     assert str(raised.value) == f"{folder / CONFIG_NAME} does not fit its own digest. Take it again from the run"
     assert raised.value.exit_code == 5
+
+
+def test_an_adapter_of_an_older_format_is_refused(folder: Path) -> None:
+    (folder / CONFIG_NAME).write_text('{"identity": {}, "settings": {}, "digest": ""}')
+    with pytest.raises(IncompatibleError) as raised:
+        load_adapter(folder)
+    assert str(raised.value) == (
+        f"{folder / CONFIG_NAME} was written by an older version of dept_vl, in format 1; this one reads format 2. "
+        "Use that version, or train again"
+    )
+
+
+def test_an_adapter_of_another_method_is_refused(folder: Path) -> None:
+    (folder / CONFIG_NAME).write_text('{"peft_type": "LORA", "r": 8}')
+    with pytest.raises(InputDataError) as raised:
+        load_adapter(folder)
+    assert str(raised.value) == (
+        f"{folder / CONFIG_NAME} is an adapter of the method LORA. Give one of dept_vl, whose is DEPT"
+    )
+
+
+def text_only(method: str, **changes: object) -> Settings:
+    return replace(
+        settings(method, images_per_example=0),
+        method=replace(settings(method).method, budget_length=20, low_rank_scale="official", **changes),
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("dept", {"offset": "position", "prompt_length": 4, "rank": 8, "max_text_length": 8}),
+        ("adept", {"offset": "token", "prompt_length": 4, "rank": 7, "max_text_length": 0}),
+        ("dept_adept", {"offset": "both", "prompt_length": 4, "rank": 4, "max_text_length": 8}),
+        ("prompt", {"offset": "none", "prompt_length": 20, "rank": 0, "max_text_length": 0}),
+    ],
+)
+def test_the_configuration_tells_peft_the_sizes(
+    backbone: Backbone, tmp_path: Path, method: str, expected: dict[str, object]
+) -> None:
+    chosen = text_only(method)
+    built = build_model(chosen, backbone, visual_tokens=0, feature_width=0, seed=0)
+    tensors = trained_tensors(built.model, built.groups)
+    save_adapter(tmp_path, Adapter(identity_of(backbone), asdict(chosen), tensors))
+    config = json.loads((tmp_path / CONFIG_NAME).read_text())
+    assert config.pop("dept_vl")["shapes"] == {name: list(tensors[name].shape) for name in sorted(tensors)}
+    assert config == expected | {
+        "peft_type": "DEPT",
+        "task_type": "SEQ_2_SEQ_LM",
+        "base_model_name_or_path": "tiny",
+        "inference_mode": True,
+        "budget_length": None,
+        "scale": "official",
+        "token_dropout": 0.1,
+    }
+
+
+def test_the_embedded_backbone_is_no_name_for_peft(backbone: Backbone, tmp_path: Path) -> None:
+    identity = adapter_identity(backbone._replace(name="t5-mini"), task="rte", method="prompt", features={})
+    save_adapter(tmp_path, Adapter(identity, {}, {"prompt.prompt": torch.ones(2, 16)}))
+    assert json.loads((tmp_path / CONFIG_NAME).read_text())["base_model_name_or_path"] is None
+
+
+def test_an_adapter_with_visual_parts_has_no_sizes_for_peft(folder: Path) -> None:
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    assert set(config) == {"peft_type", "task_type", "base_model_name_or_path", "inference_mode", "dept_vl"}
+    foreign = foreign_tensors(config["dept_vl"]["shapes"])
+    assert foreign
+    assert all(name.startswith("visual_embedding.") for name in foreign)
 
 
 def test_a_changed_identity_in_the_file_is_damage_and_not_believed(folder: Path) -> None:
@@ -253,7 +327,7 @@ def test_a_changed_identity_in_the_file_is_damage_and_not_believed(folder: Path)
 @pytest.mark.parametrize("place", [8, 100, -1])
 def test_one_flipped_bit_in_the_tensors_is_found(folder: Path, place: int) -> None:
     path = folder / TENSORS_NAME
-    expected = json.loads((folder / CONFIG_NAME).read_text())["sha256"]
+    expected = json.loads((folder / CONFIG_NAME).read_text())["dept_vl"]["sha256"]
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
