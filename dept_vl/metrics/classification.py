@@ -1,12 +1,14 @@
-"""Accuracy, F1, Matthews and other correlations, as scikit-learn and scipy compute them for GLUE and SuperGLUE.
+"""Accuracy, F1, Matthews and other correlations by scikit-learn and scipy, with the rules of GLUE and SuperGLUE.
 
-All are fractions (-1 or 0 to 1); only ``label_scores`` gives percent.
+All are fractions (-1 or 0 to 1); only ``label_scores`` gives percent. The libraries are imported where they are used,
+so that what needs no such score starts without them.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -21,39 +23,39 @@ def accuracy(gold: Sequence[str], answers: Sequence[str]) -> float:
     return float(np.mean([one == other for one, other in zip(gold, answers, strict=True)]))
 
 
-def f1(gold: Sequence[str], answers: Sequence[str], *, positive: str) -> float:
-    """2 TP / (2 TP + FP + FN) of one label; 0 where neither side has it."""
-    both = sum(one == other == positive for one, other in zip(gold, answers, strict=True))
-    either = sum(one == positive for one in gold) + sum(one == positive for one in answers)
-    return 2 * both / either if either else 0.0
+def f1(gold: Sequence[str], answers: Sequence[str], *, labels: Sequence[str]) -> float:
+    """The mean of the labels' F1; a label that neither side has counts as 0, as in jiant and T5."""
+    from sklearn.metrics import f1_score
+
+    found = f1_score(list(gold), list(answers), labels=list(labels), average="macro", zero_division=0)
+    return float(found)
 
 
-def f1_macro(gold: Sequence[str], answers: Sequence[str], *, labels: Sequence[str]) -> float:
-    """The mean of all labels' F1; a label that neither side has counts as 0 (jiant, T5)."""
-    return sum(f1(gold, answers, positive=label) for label in labels) / len(labels)
+def matthews(gold: Sequence[str], answers: Sequence[str]) -> float:
+    """Matthews' correlation; 0 where a side is constant."""
+    from sklearn.metrics import matthews_corrcoef
 
-
-def matthews(gold: Sequence[str], answers: Sequence[str], *, positive: str) -> float:
-    """Matthews' correlation of two labels; 0 where a side is constant."""
-    pairs = list(zip([one == positive for one in gold], [one == positive for one in answers], strict=True))
-    tp, tn = pairs.count((True, True)), pairs.count((False, False))
-    fp, fn = pairs.count((False, True)), pairs.count((True, False))
-    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    return (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0
+    if len(set(gold)) == 1 or len(set(answers)) == 1:
+        return 0.0  # as the library has it, which also warns
+    return float(matthews_corrcoef(list(gold), list(answers)))
 
 
 def pearson(gold: Sequence[float], answers: Sequence[float]) -> float | None:
     """Pearson's correlation; None where a side is constant, or there are fewer than two numbers."""
-    x, y = np.asarray(gold, dtype=np.float64), np.asarray(answers, dtype=np.float64)
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    from scipy.stats import NearConstantInputWarning, pearsonr
+
+    if not _varies(gold, answers):
         return None
-    x, y = x - x.mean(), y - y.mean()
-    return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NearConstantInputWarning)  # a young model's answers; the number still says it
+        return float(pearsonr(gold, answers).statistic)
 
 
 def spearman(gold: Sequence[float], answers: Sequence[float]) -> float | None:
-    """Pearson's correlation of the ranks, equal numbers sharing their mean rank; None as there."""
-    return pearson(_ranks(gold), _ranks(answers))
+    """Spearman's correlation of the ranks, equal numbers sharing their mean rank; None as with Pearson's."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(gold, answers).statistic) if _varies(gold, answers) else None
 
 
 def label_scores(
@@ -92,7 +94,7 @@ def label_scores(
 
 def _metrics(labels: Sequence[str]) -> Mapping[str, Metric]:
     if len(labels) != 2:
-        return {"accuracy": accuracy, "f1_macro": lambda gold, given: f1_macro(gold, given, labels=labels)}
+        return {"accuracy": accuracy, "f1_macro": partial(f1, labels=labels)}
     other = {labels[0]: labels[1], labels[1]: labels[0]}
 
     def valid(gold: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -100,15 +102,11 @@ def _metrics(labels: Sequence[str]) -> Mapping[str, Metric]:
 
     return {
         "accuracy": accuracy,
-        "f1": lambda gold, given: f1(gold, valid(gold, given), positive=labels[1]),
-        "f1_macro": lambda gold, given: f1_macro(gold, valid(gold, given), labels=labels),
-        "matthews": lambda gold, given: matthews(gold, valid(gold, given), positive=labels[1]),
+        "f1": lambda gold, given: f1(gold, valid(gold, given), labels=labels[1:]),
+        "f1_macro": lambda gold, given: f1(gold, valid(gold, given), labels=labels),
+        "matthews": lambda gold, given: matthews(gold, valid(gold, given)),
     }
 
 
-def _ranks(numbers: Sequence[float]) -> list[float]:
-    """From 1; equal numbers share the mean of their places."""
-    _, place, counts = np.unique(np.asarray(numbers, dtype=np.float64), return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: list[float] = (ends - (counts - 1) / 2)[place].tolist()
-    return ranks
+def _varies(*sides: Sequence[float]) -> bool:
+    return all(len(set(side)) > 1 for side in sides)

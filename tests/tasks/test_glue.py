@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
+from sklearn import metrics
 
 from dept_vl.config import load_settings
 from dept_vl.evaluate import main as evaluate
@@ -419,7 +421,6 @@ def test_real_files_have_the_published_sizes(shared: Path, name: str) -> None:
 @pytest.mark.shared
 @pytest.mark.parametrize("name", sorted(set(REAL) - {"stsb"}))
 def test_scores_on_real_labels_are_those_of_scikit_learn(shared: Path, name: str, tmp_path: Path) -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
     task, folder = load(name), shared / "data" / "glue" / REAL[name][0]
     examples = task.read(folder, "official-validation")
     predictions = sorted(answer(examples), key=lambda one: int(one.example_id))
@@ -438,7 +439,6 @@ def test_scores_on_real_labels_are_those_of_scikit_learn(shared: Path, name: str
 
 @pytest.mark.shared
 def test_correlations_on_real_scores_are_those_of_scipy(shared: Path, tmp_path: Path) -> None:
-    stats = pytest.importorskip("scipy.stats")
     task, folder = load("stsb"), shared / "data" / "glue" / "STS-B"
     rows = read_rows(folder / "dev.tsv").values()
     gold = [float(row["score"]) for row in rows]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn import metrics as sklearn_metrics
 
 from dept_vl.config import load_settings
 from dept_vl.formats.submission.label_jsonl import write_label_jsonl
@@ -283,7 +284,6 @@ def test_scores_are_their_definitions(name: str) -> None:
 
 
 def test_scores_are_scikit_learn_s() -> None:
-    sklearn = pytest.importorskip("sklearn.metrics")
     source = random.Random(2)
     for name, average in (("cb", "macro"), ("multirc", "binary")):
         labels = TASKS[name].form.labels
@@ -293,9 +293,9 @@ def test_scores_are_scikit_learn_s() -> None:
             predictions = [Prediction(f"0-0-{index}", one) for index, one in enumerate(answers)]
             metrics = make(name).score(predictions, examples).metrics
             chosen = {"labels": labels, "average": "macro"} if average == "macro" else {"pos_label": "1"}
-            wanted = 100 * sklearn.f1_score(truth, answers, zero_division=0, **chosen)
+            wanted = 100 * sklearn_metrics.f1_score(truth, answers, zero_division=0, **chosen)
             assert metrics["f1_macro" if average == "macro" else "f1_a"] == pytest.approx(wanted)
-            assert metrics["accuracy"] == pytest.approx(100 * sklearn.accuracy_score(truth, answers))
+            assert metrics["accuracy"] == pytest.approx(100 * sklearn_metrics.accuracy_score(truth, answers))
 
 
 def test_cb_s_macro_f1_is_over_three_labels_whatever_there_is() -> None:
