@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import sys
@@ -103,10 +102,9 @@ def _source(task_name: str, repository: str | None, config: str | None) -> HubSo
         UsageError: the task's data set is not fetched from the hub.
     """
     from dept_vl.config import load_settings
+    from dept_vl.tasks.task import load_task
 
-    settings = load_settings({"task": task_name}, []).task
-    family = importlib.import_module(f"dept_vl.tasks.{settings.module}")
-    source: HubSource | None = getattr(family, "HUB", {}).get(settings.name)
+    source = load_task(load_settings({"task": task_name}, []).task).hub
     if source is None:
         raise UsageError(
             f"The data of task {task_name} is not fetched from the hub. Give its official files as --data, as "

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -90,6 +88,8 @@ def pack(benchmark: str, runs: Sequence[Path], output: Path, *, multirc_question
         InputDataError: a run has no test file, or the server would refuse the archive; nothing is written.
         UsageError: two runs have the same file, or a placeholder cannot be made.
     """
+    from dept_vl.formats.submission import zip_content
+
     if output.suffix != ".zip":
         raise UsageError(f"--output is {output}, but the server takes a zip archive. Give a name that ends in .zip")
     labels = PLACEHOLDERS[benchmark]
@@ -139,18 +139,6 @@ def test_files(runs: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
                 raise UsageError(f"{path.name} is both {files[path.name]} and {path}. Give one of these runs")
             files[path.name] = path
     return files
-
-
-def zip_content(files: Mapping[str, bytes]) -> bytes:
-    """An archive of these files: the same bytes for the same files, at any time."""
-    packed = BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, content in files.items():
-            member = zipfile.ZipInfo(name)  # dated 1980, and not compressed, which differs among machines
-            member.create_system = 3
-            member.external_attr = 0o100644 << 16
-            archive.writestr(member, content)
-    return packed.getvalue()
 
 
 def _placeholders(folder: Path, labels: Mapping[str, str], multirc_questions: Path | None) -> dict[str, bytes]:

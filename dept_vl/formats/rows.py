@@ -62,7 +62,12 @@ def find_file(folder: Path, names: Sequence[str], split: str) -> Path:
 
 @collector_paused()
 def read_rows(
-    path: Path, *, columns: Sequence[str] = (), names: Mapping[str, str] | None = None, drop_short: bool = False
+    path: Path,
+    *,
+    columns: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+    drop_short: bool = False,
+    is_table: bool | None = None,
 ) -> Rows:
     """The rows of a table or of JSON lines, both possibly packed by gzip.
 
@@ -72,6 +77,7 @@ def read_rows(
         columns: the names of a table's columns, if it has no header; a first line with one of them is one.
         names: keys to be renamed, official name to ours.
         drop_short: leave out (and say so) a table's rows with too few fields, which a line break in a text has made.
+        is_table: whether it is a table, where its suffix does not tell.
 
     Raises:
         InputDataError: there is no such file, it has no rows, or some are broken; all of these are named together.
@@ -79,7 +85,8 @@ def read_rows(
     text = _text(path)
     faults: Faults = defaultdict(list)
     suffix = Path(path.name.removesuffix(".gz")).suffix
-    is_table = suffix in TABLES
+    if is_table is None:
+        is_table = suffix in TABLES
     rows = _table(_records(text, suffix, faults), columns, faults) if is_table else _json_lines(text, faults)
     short = faults.pop(SHORT, []) if drop_short else []
     refuse(faults, path)

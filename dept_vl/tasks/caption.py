@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from dept_vl.formats.submission import (
     json_list_faults,
     read_json_list,
     write_json_list,
+    zip_content,
 )
 from dept_vl.formats.submission.content import template_of
 from dept_vl.metrics.caption import FIGURES, caption_scores
@@ -169,14 +168,8 @@ def server_splits(split: str, *, splits: Mapping[str, str]) -> tuple[str, ...]:
 
 def bundle(files: Mapping[str, Path], path: Path) -> None:
     """Pack the files of all splits into the archive to upload: the same bytes for the same files, at any time."""
-    packed = BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for file in sorted(files.values(), key=lambda one: one.name):
-            member = zipfile.ZipInfo(file.name)  # dated 1980, and not compressed, which differs among machines
-            member.create_system = 3
-            member.external_attr = 0o100644 << 16
-            archive.writestr(member, file.read_bytes())
-    write_durably(path, packed.getvalue())
+    contents = {file.name: file.read_bytes() for file in files.values()}
+    write_durably(path, zip_content(dict(sorted(contents.items()))))
 
 
 def _template(name: str) -> str:

@@ -21,18 +21,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dept_vl.command_line import say
 from dept_vl.formats.files import Faults, check_types, collector_paused, refuse, refuse_repeated
 from dept_vl.formats.rows import TABLES, HubSource, Row, find_file, finite_number, read_gold, read_label, read_rows
 from dept_vl.formats.submission import check_zip
 from dept_vl.formats.submission.content import read_content
 from dept_vl.formats.submission.label_tsv import check_label_tsv, label_tsv_faults, read_label_tsv, write_label_tsv
 from dept_vl.metrics.classification import label_scores, pearson, spearman
-from dept_vl.settings import TaskSettings, nearest
+from dept_vl.settings import TaskSettings
+from dept_vl.tasks.family import label_of, labels_only, member_of
 from dept_vl.tasks.splits import split_source, take
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores, Target
-from feature_extraction.errors import UsageError
 
 DIGITS = ("0", "1")
 NLI = ("entailment", "not_entailment")
@@ -133,12 +132,7 @@ def build(settings: TaskSettings) -> Task:
     Raises:
         UsageError: GLUE has no such task.
     """
-    if settings.name not in MEMBERS:
-        raise UsageError(
-            f"task.name is {settings.name!r}, but task.module glue has no such task."
-            f"{nearest(settings.name, list(MEMBERS))} There are: {', '.join(MEMBERS)}"
-        )
-    member = MEMBERS[settings.name]
+    member = member_of(MEMBERS, settings)
     names = _label_words(member, settings)
     scorer = partial(label_scores, labels=member.labels, metrics=member.metrics)
     if not member.labels:
@@ -147,7 +141,7 @@ def build(settings: TaskSettings) -> Task:
         name=settings.name,
         read=partial(read, settings=settings),
         read_files=partial(read_files, settings=settings),
-        parse=partial(parse, names=names, numbers=not member.labels),
+        parse=partial(parse, names=names, are_numbers=not member.labels),
         score=scorer,
         submit=partial(submit, labels=member.labels),
         read_submission=partial(read_label_tsv, labels=member.labels),
@@ -156,6 +150,7 @@ def build(settings: TaskSettings) -> Task:
         labels=tuple(names),
         graded=not member.labels,
         score_validation=None if member.labels else partial(score_numbers, constant=0.0),  # a young model's is constant
+        hub=HUB[settings.name],
     )
 
 
@@ -185,11 +180,10 @@ def read_files(files: OfficialFiles, *, settings: TaskSettings) -> list[Example]
     return read_gold(files.annotations, MEMBERS[settings.name].labels)
 
 
-def parse(text: str, *, names: Mapping[str, str], numbers: bool) -> str:
+def parse(text: str, *, names: Mapping[str, str], are_numbers: bool) -> str:
     """The name of the label that a generated text means, or the text itself; numbers are brought into 0 to 5."""
-    text = text.strip()
-    number = finite_number(text) if numbers else None
-    return names.get(text, text) if number is None else f"{max(0.0, min(HIGHEST, number)):.3f}"
+    number = finite_number(text) if are_numbers else None
+    return label_of(text, names) if number is None else f"{max(0.0, min(HIGHEST, number)):.3f}"
 
 
 def score_numbers(
@@ -226,21 +220,11 @@ def score_numbers(
 def submit(predictions: Sequence[Prediction], path: Path, *, labels: Sequence[str]) -> None:
     """Write the server's TSV; numbers have three decimals."""
     if labels:
-        answers = [one.answer if one.answer in labels else None for one in predictions]
+        given = labels_only(predictions, path, labels.__contains__, instead=labels[0])
     else:
-        numbers = [finite_number(one.answer) for one in predictions]
-        answers = [None if number is None else f"{number:.3f}" for number in numbers]
-    first = labels[0] if labels else "0.000"
-    invalid = answers.count(None)
-    if invalid:
-        say(f"{path}: {invalid:,} of {len(answers):,} answers are no label; it has {first} in their place")
-    write_label_tsv(
-        path,
-        [
-            Prediction(one.example_id, first if answer is None else answer)
-            for one, answer in zip(predictions, answers, strict=True)
-        ],
-    )
+        numbers = labels_only(predictions, path, _is_number, instead="0.000")
+        given = [one._replace(answer=f"{float(one.answer):.3f}") for one in numbers]
+    write_label_tsv(path, given)
 
 
 def check_submission(path: Path, questions: Path | None, *, settings: TaskSettings) -> list[str]:
@@ -323,6 +307,10 @@ def _label_words(member: Member, settings: TaskSettings) -> dict[str, str]:
     if settings.template == "t5":
         return dict(zip(member.words or member.labels, member.labels, strict=True))
     return {str(number): label for number, label in enumerate(member.labels)}
+
+
+def _is_number(answer: str) -> bool:
+    return finite_number(answer) is not None
 
 
 def _score_word(score: float, settings: TaskSettings) -> str:

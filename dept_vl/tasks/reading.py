@@ -33,11 +33,11 @@ from dept_vl.formats.reading_files import Question, read_questions
 from dept_vl.formats.rows import HubSource, find_file
 from dept_vl.formats.submission.answer_object import check_answer_object, read_answer_object, write_answer_object
 from dept_vl.metrics.span import span_scores
-from dept_vl.settings import TaskSettings, nearest
+from dept_vl.settings import TaskSettings
+from dept_vl.tasks.family import member_of
 from dept_vl.tasks.splits import split_source, take
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores, Target
-from feature_extraction.errors import UsageError
 
 MRQA_FILES = {"nq": "NaturalQuestionsShort", "hotpotqa": "HotpotQA", "searchqa": "SearchQA", "newsqa": "NewsQA"}
 MRQA_SPLITS = {"train": "train", "dev": "validation"}
@@ -57,12 +57,7 @@ def build(settings: TaskSettings) -> Task:
     Raises:
         UsageError: it is none of these.
     """
-    name = settings.name
-    if name not in HUB:
-        raise UsageError(
-            f"task.name is {name!r}, but task.module reading has no such task.{nearest(name, list(HUB))} "
-            f"There are: {', '.join(HUB)}"
-        )
+    name, hub = settings.name, member_of(HUB, settings)
     return Task(
         name=name,
         read=partial(read, name=name, splits=settings.splits, legacy=settings.legacy),
@@ -74,6 +69,7 @@ def build(settings: TaskSettings) -> Task:
         check_submission=check_submission,
         submission_name=partial(submission_name, name=name, splits=settings.splits),
         ignores_unknown=True,
+        hub=hub,
     )
 
 

@@ -28,17 +28,17 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from dept_vl.command_line import say
 from dept_vl.formats.files import Faults, check_types, collector_paused, refuse, refuse_repeated
 from dept_vl.formats.rows import HubSource, Row, Rows, find_file, read_rows
 from dept_vl.formats.submission.label_columns import check_label_columns, read_label_columns, write_label_columns
 from dept_vl.formats.submission.label_tsv import check_label_tsv, read_label_tsv, write_label_tsv
 from dept_vl.metrics.classification import label_scores
-from dept_vl.settings import TaskSettings, nearest
+from dept_vl.settings import TaskSettings
+from dept_vl.tasks.family import label_of, labels_only, member_of
 from dept_vl.tasks.splits import Source, shuffled, split_source, take
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Target
-from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.errors import InputDataError
 
 LEGACY_YELP = 100_000  # training examples
 WITHHELD = ("", "-1", "-")  # labels that are none; "-" is SNLI's where annotators did not agree
@@ -124,25 +124,21 @@ def build(settings: TaskSettings) -> Task:
     Raises:
         UsageError: there is no such task here.
     """
-    if settings.name not in MEMBERS:
-        raise UsageError(
-            f"task.name is {settings.name!r}, but task.module sentences has no such task."
-            f"{nearest(settings.name, list(MEMBERS))} There are: {', '.join(MEMBERS)}"
-        )
-    member = MEMBERS[settings.name]
+    member = member_of(MEMBERS, settings)
     names = dict(zip(_label_texts(member, settings), member.labels, strict=True))
     is_winogrande = settings.name == WINOGRANDE
     return Task(
         name=settings.name,
         read=partial(read, settings=settings),
         read_files=partial(read_files, settings=settings),
-        parse=partial(parse, names=names),
+        parse=partial(label_of, names=names),
         score=partial(label_scores, labels=member.labels),
         submit=partial(submit, settings=settings),
         read_submission=read_label_columns if is_winogrande else partial(read_label_tsv, labels=member.labels),
         check_submission=partial(check_submission, settings=settings),
         submission_name=partial(submission_name, settings=settings),
         labels=tuple(names),
+        hub=HUB[settings.name],
     )
 
 
@@ -174,23 +170,11 @@ def read_files(files: OfficialFiles, *, settings: TaskSettings) -> list[Example]
     return _examples(files.annotations, settings)
 
 
-def parse(text: str, *, names: Mapping[str, str]) -> str:
-    """The name of the label that a generated text means, or the text, in quotes where it is the name of a label."""
-    text = text.strip()
-    return names.get(text, repr(text) if text in names.values() else text)
-
-
 def submit(predictions: Sequence[Prediction], path: Path, *, settings: TaskSettings) -> None:
     """Write WinoGrande's leaderboard file, or for the others a TSV as GLUE's."""
     labels = MEMBERS[settings.name].labels
-    given = [one if one.answer in labels else one._replace(answer=labels[0]) for one in predictions]
-    invalid = sum(one.answer not in labels for one in predictions)
-    if invalid:
-        say(f"{path}: {invalid:,} of {len(given):,} answers are no label; it has {labels[0]} in their place")
-    if settings.name == WINOGRANDE:
-        write_label_columns(path, given)
-    else:
-        write_label_tsv(path, given)
+    write = write_label_columns if settings.name == WINOGRANDE else write_label_tsv
+    write(path, labels_only(predictions, path, labels.__contains__, instead=labels[0]))
 
 
 def check_submission(path: Path, questions: Path | None, *, settings: TaskSettings) -> list[str]:
@@ -261,11 +245,9 @@ def _examples(path: Path, settings: TaskSettings) -> list[Example]:
 def _rows(path: Path, settings: TaskSettings) -> Rows:
     """The rows of a file of any kind, with our columns and "idx"."""
     member = MEMBERS[settings.name]
-    if path.suffix == ".txt":
-        rows = _snli_rows(path)
-    else:
-        rows = read_rows(path, columns=(member.key,) if path.suffix == ".lst" else member.bare)
-    rows = {line: {member.columns.get(key, key): value for key, value in row.items()} for line, row in rows.items()}
+    columns = (member.key,) if path.suffix == ".lst" else member.bare
+    is_table = False if path.suffix == ".txt" else None  # SciTail's SNLI format has JSON lines
+    rows = read_rows(path, columns=columns, names=member.columns, is_table=is_table)
     for place, row in enumerate(rows.values()):
         row.setdefault("idx", place)
         if settings.name == "yelp" and not settings.legacy and isinstance(row.get("text"), str):
@@ -279,23 +261,6 @@ def _rows(path: Path, settings: TaskSettings) -> Rows:
             )
         for row, answer in zip(rows.values(), answers.values(), strict=True):
             row[member.key] = answer[member.key]
-    return rows
-
-
-def _snli_rows(path: Path) -> Rows:
-    """JSON lines in a file whose name does not tell: SciTail's SNLI format."""
-    faults: Faults = defaultdict(list)
-    rows: Rows = {}
-    for line, row in read_rows(path, columns=("json",)).items():
-        try:
-            found = json.loads(row["json"])
-        except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict):
-            rows[line] = found
-        else:
-            faults["lines that are no JSON object"].append(line)
-    refuse(faults, path)
     return rows
 
 

@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from dept_vl.command_line import say
 from dept_vl.formats.files import Faults, check_types, collector_paused, refuse, refuse_repeated
 from dept_vl.formats.rows import HubSource, Row, find_file, read_label, read_rows
 from dept_vl.formats.submission import check_zip
@@ -37,11 +36,11 @@ from dept_vl.formats.submission.label_jsonl import (
 from dept_vl.formats.superglue_rows import as_it_is, example_id, passage_answers, passage_queries, target_spans
 from dept_vl.metrics.classification import label_scores
 from dept_vl.metrics.span import span_scores
-from dept_vl.settings import TaskSettings, nearest
+from dept_vl.settings import TaskSettings
+from dept_vl.tasks.family import label_of, labels_only, member_of
 from dept_vl.tasks.splits import split_source, take
 from dept_vl.tasks.task import OfficialFiles, Task, split_name
 from dept_vl.types import Example, Prediction, Scores, Target
-from feature_extraction.errors import UsageError
 
 ENTAILMENT = LabelJsonl(("entailment", "not_entailment"))
 SERVER_FILES = {  # what the server takes in one zip: the lines of each file, and the labels of its test set
@@ -175,24 +174,20 @@ def build(settings: TaskSettings) -> Task:
     Raises:
         UsageError: it is none of these.
     """
-    if settings.name not in TASKS:
-        raise UsageError(
-            f"task.name is {settings.name!r}, but task.module superglue has no such task."
-            f"{nearest(settings.name, list(TASKS))} There are: {', '.join(TASKS)}"
-        )
-    kind = TASKS[settings.name]
+    kind, hub = member_of(TASKS, settings), HUB[settings.name]
     words = kind.words(settings.template)
     return Task(
         name=settings.name,
-        read=partial(read, kind=kind, hub=HUB[settings.name], splits=settings.splits, template=settings.template),
+        read=partial(read, kind=kind, hub=hub, splits=settings.splits, template=settings.template),
         read_files=partial(read_files, kind=kind),
-        parse=partial(parse, labels=dict(zip(words, kind.form.labels, strict=True))),
+        parse=partial(label_of, names=dict(zip(words, kind.form.labels, strict=True))),
         score=partial(score, kind=kind, legacy=settings.legacy),
         submit=partial(submit, form=kind.form),
         read_submission=partial(read_label_jsonl, form=kind.form),
         check_submission=partial(check_submission, kind=kind),
         submission_name=partial(submission_name, kind=kind, splits=settings.splits),
         labels=words,
+        hub=hub,
     )
 
 
@@ -219,11 +214,6 @@ def read_files(files: OfficialFiles, *, kind: Kind) -> list[Example]:
     return _examples(files.annotations, kind)
 
 
-def parse(text: str, *, labels: Mapping[str, str]) -> str:
-    """The name of the label that a generated text means; the text itself where it means none."""
-    return labels.get(text.strip(), text.strip())
-
-
 def score(predictions: Sequence[Prediction], examples: Sequence[Example], *, kind: Kind, legacy: bool) -> Scores:
     """The task's official scores, in percent.
 
@@ -245,11 +235,9 @@ def score(predictions: Sequence[Prediction], examples: Sequence[Example], *, kin
 
 
 def submit(predictions: Sequence[Prediction], path: Path, *, form: LabelJsonl) -> None:
-    """Write the server's JSON lines; what is no label becomes the first one, and is counted on stderr."""
-    wrong = sum(one.answer not in form.labels for one in predictions) if form.labels else 0
-    if wrong:
-        say(f"{path}: {wrong:,} of {len(predictions):,} answers are no label; the file has {form.labels[0]!r} for them")
-        predictions = [one if one.answer in form.labels else one._replace(answer=form.labels[0]) for one in predictions]
+    """Write the server's JSON lines."""
+    if form.labels:
+        predictions = labels_only(predictions, path, form.labels.__contains__, instead=form.labels[0])
     write_label_jsonl(path, form, predictions)
 
 

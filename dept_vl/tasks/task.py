@@ -15,7 +15,7 @@ from dept_vl.settings import TaskSettings, nearest
 from dept_vl.types import Example, Prediction, Scores
 from feature_extraction.errors import UsageError
 
-NO_TASKS = ("task", "answers", "splits")  # the modules beside the tasks
+NO_TASKS = ("task", "answers", "family", "splits")  # the modules beside the tasks
 
 
 class OfficialFiles(NamedTuple):

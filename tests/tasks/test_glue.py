@@ -17,12 +17,11 @@ from dept_vl.config import load_settings
 from dept_vl.evaluate import main as evaluate
 from dept_vl.formats.rows import read_rows
 from dept_vl.leaderboard import score_files
-from dept_vl.settings import TaskSettings
-from dept_vl.tasks.glue import HUB, MEMBERS, SERVER_FILES, build
+from dept_vl.tasks.glue import HUB, MEMBERS, SERVER_FILES
 from dept_vl.tasks.splits import split_source
 from dept_vl.tasks.task import OfficialFiles, Task, load_task
 from dept_vl.types import Example, Prediction, Target
-from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.errors import InputDataError
 
 TOY_DATA = Path(__file__).parents[1] / "toy_data"
 TASKS = tuple(MEMBERS)
@@ -382,12 +381,6 @@ def test_a_file_of_another_task_and_an_absent_one_are_refused(tmp_path: Path) ->
     message = f"{tmp_path} has no dev.tsv and no dev.txt and no validation.rows.jsonl. Files there: none."
     with pytest.raises(InputDataError, match=re.escape(message)):
         load("rte").read(tmp_path, "test")
-
-
-def test_a_task_that_glue_does_not_have_is_refused() -> None:
-    message = "task.name is 'rtee', but task.module glue has no such task. Did you mean 'rte'? There are: cola, sst2, "
-    with pytest.raises(UsageError, match=re.escape(message)):
-        build(TaskSettings(name="rtee", module="glue"))
 
 
 # Rows of the official files: train, dev, test, and DePT's train, validation, test.

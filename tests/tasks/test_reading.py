@@ -196,15 +196,6 @@ def test_all_but_letters_marks_digits_and_underscores_are_set_apart() -> None:
             assert (pad_punctuation(character) == character) == kept, hex(ord(character))
 
 
-def test_other_names_are_refused() -> None:
-    message = (
-        "task.name is 'triviaqa', but task.module reading has no such task. There are: nq, hotpotqa, searchqa, "
-        "newsqa, squad"
-    )
-    with pytest.raises(UsageError, match=re.escape(message)):
-        make("nq", "task.name=triviaqa")
-
-
 def test_the_settings_are_those_of_dept() -> None:
     for name in HUB:
         settings = load_settings({"task": name}, []).task

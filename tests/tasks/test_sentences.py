@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from dept_vl.config import load_settings
-from dept_vl.settings import TaskSettings
 from dept_vl.tasks import sentences
-from dept_vl.tasks.sentences import HUB, MEMBERS, build
+from dept_vl.tasks.sentences import HUB, MEMBERS
 from dept_vl.tasks.splits import shuffled
 from dept_vl.tasks.task import OfficialFiles, Task, load_task
 from dept_vl.types import Example, Prediction, Target
-from feature_extraction.errors import InputDataError, UsageError
+from feature_extraction.errors import InputDataError
 
 TOY_DATA = Path(__file__).parents[1] / "toy_data"
 TASKS = tuple(MEMBERS)
@@ -120,13 +119,6 @@ def test_a_generated_digit_is_a_label_and_other_text_stays_and_is_wrong(name: st
     assert scores.metrics["invalid"] == pytest.approx(100 / len(examples))
     assert scores.per_example[examples[0].example_id] == 0
     assert task.score(predictions(examples), examples).metrics["accuracy"] == 100
-
-
-def test_a_label_s_name_that_is_not_its_text_is_no_label() -> None:
-    # Of the digits 0 and 1, which stand for options 1 and 2, a generated 2 is neither.
-    assert task_of("winogrande").parse("2") == "'2'"
-    assert task_of("yelp", "task.template=t5").parse("1") == "'1'"
-    assert task_of("winogrande", "task.template=t5").parse("2") == "2"
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -331,11 +323,6 @@ def test_an_absent_file_is_named_by_all_its_names(tmp_path: Path) -> None:
     )
     with pytest.raises(InputDataError, match=re.escape(message)):
         task_of("scitail").read(tmp_path, "test")
-
-
-def test_a_name_that_is_no_task_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"task.name is 'paw', but task.module sentences .*Did you mean 'paws'\? Ther"):
-        build(TaskSettings(name="paw", module="sentences"))
 
 
 @pytest.mark.parametrize(

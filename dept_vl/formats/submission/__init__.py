@@ -4,7 +4,7 @@ Faults are sentences without the file's name, which the caller knows. Files are 
 for byte: a server's reader is less forgiving than ours.
 """
 
-from dept_vl.formats.submission.archive import check_zip
+from dept_vl.formats.submission.archive import check_zip, zip_content
 from dept_vl.formats.submission.content import check_name, contents
 from dept_vl.formats.submission.json_list import (
     JsonList,
@@ -26,4 +26,5 @@ __all__ = [
     "read_json_list",
     "read_label_csv",
     "write_json_list",
+    "zip_content",
 ]

@@ -18,6 +18,18 @@ LARGEST = 1 << 30  # bytes of an unpacked file; COCO's and QQP's have about 4 MB
 Check = Callable[[bytes], list[str]]  # the faults of a file's content
 
 
+def zip_content(files: Mapping[str, bytes]) -> bytes:
+    """An archive of these files: the same bytes for the same files, at any time."""
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in files.items():
+            member = zipfile.ZipInfo(name)  # dated 1980, and not compressed, which differs among machines
+            member.create_system = 3
+            member.external_attr = 0o100644 << 16
+            archive.writestr(member, content)
+    return packed.getvalue()
+
+
 def check_zip(path: Path, members: Mapping[str, Check]) -> list[str]:
     """Every fault of an archive that is to hold exactly these files at its top, each checked by its function.
 

@@ -47,6 +47,18 @@ def read_content(path: Path) -> bytes:
         raise InputDataError(f"{path} is a folder, not a leaderboard file. Give the file in it") from None
 
 
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        InputDataError: there is no such file, or it is no text.
+    """
+    text, unreadable = decode(read_content(path))
+    if unreadable:
+        raise InputDataError(f"{path} {unreadable}")
+    return text
+
+
 def decode(content: bytes) -> tuple[str, str]:
     """The text; and if there is none, why."""
     for signature, meaning in SIGNATURES:
@@ -121,6 +133,12 @@ def contents(path: Path) -> str:
 
 
 def _rows(content: bytes) -> str:
-    count = len(json.loads(content) if content.lstrip()[:1] == b"[" else content.splitlines())
+    try:
+        found = json.loads(content)
+    except ValueError:  # lines
+        found = None
+    if isinstance(found, dict) and "idx" not in found:  # SuperGLUE's only line
+        return f"{len(found):,} {'answer' if len(found) == 1 else 'answers'}"
+    count = len(found if isinstance(found, list) else content.splitlines())
     count -= content.startswith(b"index\tprediction")  # GLUE's header
     return f"{count:,} {'row' if count == 1 else 'rows'}"

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dept_vl.formats.files import Faults, refuse
-from dept_vl.formats.submission.content import decode, read_content, sentences
+from dept_vl.formats.submission.content import decode, read_content, read_text, sentences
 from dept_vl.types import Prediction
 from feature_extraction.durable import write_durably
-from feature_extraction.errors import InputDataError
 
 SIZES = ("xs", "s", "m", "l", "xl")
 LABELS = ("1", "2")
@@ -26,9 +25,7 @@ def read_label_columns(path: Path) -> list[Prediction]:
     Raises:
         InputDataError: it is no such file; all faults are named together.
     """
-    text, unreadable = decode(read_content(path))
-    if unreadable:
-        raise InputDataError(f"{path} {unreadable}")
+    text = read_text(path)
     faults: Faults = defaultdict(list)
     rows = list(_rows(text, (1, len(SIZES)), faults))
     refuse(faults, path)

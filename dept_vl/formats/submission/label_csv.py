@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dept_vl.formats.files import Faults, refuse
-from dept_vl.formats.submission.content import decode, id_faults, read_content, sentences
+from dept_vl.formats.submission.content import decode, id_faults, read_content, read_text, sentences
 from dept_vl.types import Prediction
-from feature_extraction.errors import InputDataError
 
 LABELS = ("True", "False")  # as in NLVR2's data; its scorer compares them lower-cased
 
@@ -21,9 +20,7 @@ def read_label_csv(path: Path, labels: Sequence[str] = LABELS) -> list[Predictio
     Raises:
         InputDataError: it is no such file; all faults are named together.
     """
-    text, unreadable = decode(read_content(path))
-    if unreadable:
-        raise InputDataError(f"{path} {unreadable}")
+    text = read_text(path)
     faults: Faults = defaultdict(list)
     predictions = list(_predictions(text, labels, faults))
     refuse(faults, path)

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 from dept_vl.formats.files import KINDS, Faults, check_types, refuse
 from dept_vl.formats.rows import label_name
-from dept_vl.formats.submission.content import decode, id_faults, read_content, sentences
+from dept_vl.formats.submission.content import decode, id_faults, read_content, read_text, sentences
 from dept_vl.types import Prediction
 from feature_extraction.durable import write_durably
-from feature_extraction.errors import InputDataError
 
 NESTED_EXAMPLE = '{"idx": 0, "passage": {"questions": [{"idx": 0, "answers": [{"idx": 0, "label": 1}]}]}}'
 
@@ -43,9 +42,7 @@ def read_label_jsonl(path: Path, form: LabelJsonl) -> list[Prediction]:
     Raises:
         InputDataError: it is no such file; all faults are named together.
     """
-    text, unreadable = decode(read_content(path))
-    if unreadable:
-        raise InputDataError(f"{path} {unreadable}")
+    text = read_text(path)
     faults: Faults = defaultdict(list)
     predictions = []
     for example_id, label in _labels(text, form, faults):

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dept_vl.formats.files import Faults, refuse
-from dept_vl.formats.submission.content import decode, id_faults, read_content, sentences
+from dept_vl.formats.submission.content import decode, id_faults, read_content, read_text, sentences
 from dept_vl.types import Prediction
 from feature_extraction.durable import write_durably
-from feature_extraction.errors import InputDataError
 
 HEADER = "index\tprediction"
 LOWEST, HIGHEST = 0.0, 5.0  # of predictions that are numbers (STS-B)
@@ -28,9 +27,7 @@ def read_label_tsv(path: Path, labels: Sequence[str]) -> list[Prediction]:
     Raises:
         InputDataError: it is no such file; all faults are named together.
     """
-    text, unreadable = decode(read_content(path))
-    if unreadable:
-        raise InputDataError(f"{path} {unreadable}")
+    text = read_text(path)
     faults: Faults = defaultdict(list)
     predictions = list(_predictions(text, labels, faults))
     refuse(faults, path)

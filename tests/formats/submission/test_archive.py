@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dept_vl.formats.submission import archive, check_zip
+from dept_vl.formats.submission import archive, check_zip, zip_content
 
 VAL, TEST = "captions_val2014_<alg>_results.json", "captions_test2014_<alg>_results.json"
 GOOD = {"captions_val2014_x_results.json": b"good", "captions_test2014_x_results.json": b"good"}
@@ -41,6 +41,13 @@ def faults(path: Path, content: bytes) -> list[str]:
 def test_a_good_archive_has_no_fault(path: Path, method: int) -> None:
     assert faults(path, packed(GOOD, method)) == []
     assert faults(path, packed(dict(reversed(GOOD.items())), method)) == []
+
+
+def test_an_archive_that_we_pack_is_good_and_always_the_same_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = zip_content(GOOD)
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    assert zip_content(GOOD) == content
+    assert faults(path, content) == []
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,10 @@ def test_rows_of_each_format_are_counted(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "results.zip", "w") as archive:
         archive.write(tmp_path / "list.json", "a.json")
         archive.writestr("b.json", "[{}]")
+    (tmp_path / "answers.json").write_text('{"q1": "a", "q2": "b"}')
+    (tmp_path / "one.jsonl").write_text('{"idx": 0, "label": "true"}')
+    assert contents(tmp_path / "answers.json") == "2 answers"
+    assert contents(tmp_path / "one.jsonl") == "1 row"
     assert contents(tmp_path / "list.json") == "2 rows"
     assert contents(tmp_path / "labels.csv") == "1 row"
     assert contents(tmp_path / "results.zip") == "a.json with 2 rows and b.json with 1 row"
