@@ -71,7 +71,7 @@ def report_run(
         UsageError: matplotlib is not installed, or the run has no such task.
     """
     from dept_vl.config import settings_from_yaml
-    from dept_vl.run_folder import choose_task, read_record, task_folder
+    from dept_vl.run_folder import choose_task, data_folder, read_record, task_folder
     from dept_vl.tasks.task import load_task
     from feature_extraction.images.sources import list_images
 
@@ -86,7 +86,7 @@ def report_run(
     write_report(
         path_png,
         log_path=folder / "log.jsonl",
-        examples=loaded.read(data or Path(record["data"][name]), split),
+        examples=loaded.read(data or data_folder(record, name), split),
         predictions=loaded.read_submission(evaluation / loaded.submission_name(split)),
         per_example={} if loaded.graded else per_example,
         image_files={image.image_id: image for image in list_images(images)} if images else {},

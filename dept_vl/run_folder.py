@@ -219,8 +219,19 @@ def load_run(
         model=built.model,
         trainable=built.trainable,
         store=store,
-        data=data or Path(record["data"][task]),
+        data=data or data_folder(record, task),
     )
+
+
+def data_folder(record: Mapping[str, Any], task: str) -> Path:
+    """Where the data of a run's task lay when it was trained.
+
+    Raises:
+        UsageError: nowhere, as of an imported run.
+    """
+    if task not in record["data"]:
+        raise UsageError(f"The run was not trained here and names no data for {task}. Give the data set: --data DIR")
+    return Path(record["data"][task])
 
 
 def _missing_answers(settings: Settings, adapter: Adapter, data: Mapping[str, str | Path]) -> dict[str, list[str]]:

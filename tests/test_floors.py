@@ -33,6 +33,7 @@ FLOORS = (
         "dept_vl.predict",
         "dept_vl.report_picture",
         "dept_vl.integrations",
+        "dept_vl.transfer_results",
     },
     {
         "dept_vl.extract",

@@ -17,6 +17,7 @@ from dept_vl.model.adapter import Adapter, load_adapter
 from dept_vl.run_folder import (
     choose_task,
     compute_dtype,
+    data_folder,
     load_run,
     open_run,
     publish_adapters,
@@ -346,3 +347,11 @@ def test_frozen_weights_are_bf16_where_asked_and_trained_ones_never(
 ) -> None:
     settings = Settings(method=MethodSettings(name=method), training=TrainingSettings(precision=precision))
     assert compute_dtype(settings) == dtype
+
+
+def test_a_run_that_names_no_data_asks_for_it() -> None:
+    with pytest.raises(UsageError) as raised:
+        data_folder({"data": {}}, "cola")
+    assert str(raised.value) == (
+        "The run was not trained here and names no data for cola. Give the data set: --data DIR"
+    )
