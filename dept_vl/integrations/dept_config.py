@@ -56,7 +56,7 @@ class DeptConfig(PeftConfig):
                 "as in prompt_ids=tokenizer(text).input_ids"
             )
 
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:  # noqa: ANN401 - PEFT's
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # noqa: ANN401 - PEFT's
         """Write adapter_config.json, with dept_vl's record of the tensors that stand beside it."""
         tensors, record = Path(save_directory, TENSORS_NAME), self.dept_vl or {}
         written = replace(self, dept_vl=None)
@@ -64,7 +64,7 @@ class DeptConfig(PeftConfig):
             settings = record.get("settings") or {"method": self._method()}
             identity = self.saved_identity | record.get("identity", {})
             written.dept_vl = record_of(tensors, identity, settings, record.get("answers", {}))
-        PeftConfig.save_pretrained(written, save_directory, **kwargs)
+        PeftConfig.save_pretrained(written, str(save_directory), **kwargs)
 
     def budget(self, hidden_size: int) -> Budget:
         """The sizes, with the rank that is asked for or fits; without offset, only the prompt counts.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from torch import nn
 from transformers import (
     BartConfig,
@@ -26,6 +27,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+install_import_hook(["dept_vl.integrations"], "beartype.beartype")
 
 VOCABULARY = 40
 TASK_TYPES = {
