@@ -37,6 +37,8 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         return json.loads(path.read_bytes(), object_hook=object_hook)
     except FileNotFoundError:
         raise InputDataError(f"No file {path}. Check the path") from None
+    except IsADirectoryError:
+        raise InputDataError(f"{path} is a folder, not a JSON file. Give the file in it") from None
     except (ValueError, RecursionError) as error:
         raise InputDataError(f"{path} is not one JSON value in UTF-8: {error}. Download or write it again") from error
 

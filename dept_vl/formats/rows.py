@@ -13,7 +13,7 @@ import json
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,9 @@ def find_file(folder: Path, names: Sequence[str], split: str) -> Path:
     Raises:
         InputDataError: none is; names them, and the files that are.
     """
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "is not there"
+        raise InputDataError(f"{folder} {kind}. Give the folder that {names[0]} lies in as --data")
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
         there = ", ".join(sorted(path.name for path in folder.glob("*") if path.is_file()))
@@ -66,6 +69,7 @@ def read_rows(
     *,
     columns: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
+    wanted: Iterable[str] = (),
     drop_short: bool = False,
     is_table: bool | None = None,
 ) -> Rows:
@@ -76,6 +80,7 @@ def read_rows(
     Args:
         columns: the names of a table's columns, if it has no header; a first line with one of them is one.
         names: keys to be renamed, official name to ours.
+        wanted: columns that a table must have, by our names.
         drop_short: leave out (and say so) a table's rows with too few fields, which a line break in a text has made.
         is_table: whether it is a table, where its suffix does not tell.
 
@@ -95,7 +100,15 @@ def read_rows(
     if not rows:
         raise InputDataError(f"{path} has no rows. Download or write it again")
     if names:
-        return {line: {names.get(key, key): value for key, value in row.items()} for line, row in rows.items()}
+        rows = {line: {names.get(key, key): value for key, value in row.items()} for line, row in rows.items()}
+    found = next(iter(rows.values()))
+    absent = [column for column in wanted if column not in found]
+    if is_table and absent:
+        columns = [column for column in found if column != "idx"]
+        raise InputDataError(
+            f"{path} has no column {' and no column '.join(absent)}. It has: {', '.join(columns)}. Is it the file of "
+            "another task?"
+        )
     return rows
 
 
@@ -171,6 +184,8 @@ def _text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise InputDataError(f"No file {path}. Check the path") from None
+    except IsADirectoryError:
+        raise InputDataError(f"{path} is a folder, not a file of rows. Give the file in it") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputDataError(f"{path} is not in UTF-8: line {line:,}. Download it again") from error

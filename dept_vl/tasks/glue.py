@@ -265,7 +265,9 @@ def _file_name(source: str, member: Member) -> str:
 def _examples(path: Path, settings: TaskSettings) -> list[Example]:
     """The examples of a file of either kind."""
     member = MEMBERS[settings.name]
-    rows = read_rows(path, columns=member.bare, names=member.columns, drop_short=settings.name == "qqp")
+    rows = read_rows(
+        path, columns=member.bare, names=member.columns, wanted=member.fields, drop_short=settings.name == "qqp"
+    )
     wanted = {**dict.fromkeys(member.fields, str), "idx": int}
     words = {label: word for word, label in _label_words(member, settings).items()}
     faults: Faults = defaultdict(list)

@@ -154,7 +154,7 @@ def read(folder: Path, split: str, *, settings: TaskSettings) -> list[Example]:
     source = split_source(split_name(settings.splits, split), split)
     official = [name.replace("NAME", source.file) for name in MEMBERS[settings.name].files]
     path = find_file(folder, [*official, HUB[settings.name].rows_file(source.file)], split)
-    examples = _part(_examples(path, settings), source, settings)
+    examples = _part(_examples(path, settings, has_texts=True), source, settings)
     if settings.name == WINOGRANDE:
         examples = [replace(example, example_id=str(place)) for place, example in enumerate(examples)]
     return examples
@@ -167,7 +167,7 @@ def read_files(files: OfficialFiles, *, settings: TaskSettings) -> list[Example]
     Raises:
         InputDataError: there is no such file, or its rows are no such examples; all faults are named together.
     """
-    return _examples(files.annotations, settings)
+    return _examples(files.annotations, settings, has_texts=False)
 
 
 def submit(predictions: Sequence[Prediction], path: Path, *, settings: TaskSettings) -> None:
@@ -215,12 +215,12 @@ def _part(examples: Sequence[Example], source: Source, settings: TaskSettings) -
     return [examples[index] for index in sorted(chosen)]
 
 
-def _examples(path: Path, settings: TaskSettings) -> list[Example]:
-    """The examples of a file; of one that has no texts at all, ids and references."""
+def _examples(path: Path, settings: TaskSettings, *, has_texts: bool) -> list[Example]:
+    """The examples of a file, which may have ids and labels alone if it need not have texts."""
     member = MEMBERS[settings.name]
-    rows = _rows(path, settings)
     columns = dict.fromkeys(member.fields.values(), str)
-    has_texts = any(column in row for row in rows.values() for column in columns)
+    rows = _rows(path, settings, tuple(columns) if has_texts else ())
+    has_texts = has_texts or any(column in row for row in rows.values() for column in columns)
     withheld = has_texts and not any(member.key in row for row in rows.values())
     meanings = CSV_CLASSES if path.suffix == ".csv" else member.meanings
     texts = dict(zip(member.labels, _label_texts(member, settings), strict=True))
@@ -242,12 +242,12 @@ def _examples(path: Path, settings: TaskSettings) -> list[Example]:
     return examples
 
 
-def _rows(path: Path, settings: TaskSettings) -> Rows:
+def _rows(path: Path, settings: TaskSettings, wanted: Sequence[str]) -> Rows:
     """The rows of a file of any kind, with our columns and "idx"."""
     member = MEMBERS[settings.name]
     columns = (member.key,) if path.suffix == ".lst" else member.bare
     is_table = False if path.suffix == ".txt" else None  # SciTail's SNLI format has JSON lines
-    rows = read_rows(path, columns=columns, names=member.columns, is_table=is_table)
+    rows = read_rows(path, columns=columns, names=member.columns, wanted=wanted, is_table=is_table)
     for place, row in enumerate(rows.values()):
         row.setdefault("idx", place)
         if settings.name == "yelp" and not settings.legacy and isinstance(row.get("text"), str):

@@ -20,6 +20,8 @@ def test_json_is_read(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputDataError, match=r"No file .*a.json. Check the path"):
         read_json(tmp_path / "a.json")
+    with pytest.raises(InputDataError, match=rf"{tmp_path} is a folder, not a JSON file. Give the file in it"):
+        read_json(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b'{"a": 1}\n{"a": 2}\n', b'[{"a": 1', b"", b'"\xff"', b"[" * 100_000])

@@ -130,6 +130,16 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, conten
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputDataError, match=r"No file .*dev.tsv. Check the path"):
         read_rows(tmp_path / "dev.tsv")
+    with pytest.raises(InputDataError, match=rf"{tmp_path} is a folder, not a file of rows. Give the file in it"):
+        read_rows(tmp_path)
+
+
+def test_a_table_without_a_wanted_column_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    path = write(tmp_path / "dev.tsv", "question1\tquestion2\tis_duplicate\na\tb\t0\n")
+    read_rows(path, names={"is_duplicate": "label"}, wanted=("question1", "label"))
+    message = f"{path} has no column sentence and no column label. It has: question1, question2, is_duplicate. Is it "
+    with pytest.raises(InputDataError, match=re.escape(message)):
+        read_rows(path, wanted=("sentence", "label"))
 
 
 def test_official_files_go_before_those_of_a_hub(tmp_path: Path) -> None:
@@ -148,8 +158,12 @@ def test_an_absent_split_is_named_with_the_files_that_are_there(tmp_path: Path) 
     )
     with pytest.raises(InputDataError, match=re.escape(message)):
         find_file(tmp_path, ("dev.tsv", "validation.rows.jsonl"), "test")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputDataError, match="Files there: none"):
-        find_file(tmp_path / "none", ("dev.tsv",), "test")
+        find_file(tmp_path / "empty", ("dev.tsv",), "test")
+    for name, kind in (("train.tsv", "is a file"), ("absent", "is not there")):
+        with pytest.raises(InputDataError, match=rf"{name} {kind}. Give the folder that dev.tsv lies in as --data"):
+            find_file(tmp_path / name, ("dev.tsv",), "test")
 
 
 @pytest.mark.parametrize(

@@ -325,6 +325,13 @@ def test_an_absent_file_is_named_by_all_its_names(tmp_path: Path) -> None:
         task_of("scitail").read(tmp_path, "test")
 
 
+def test_a_table_of_other_texts_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "test.tsv").write_text("id\tquestion\tlabel\n1\tWho?\t0\n")
+    message = "test.tsv has no column sentence1 and no column sentence2. It has: id, question, label."
+    with pytest.raises(InputDataError, match=message):
+        task_of("paws").read(tmp_path, "test")
+
+
 @pytest.mark.parametrize(
     ("name", "names"),
     [

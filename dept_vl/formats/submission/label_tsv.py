@@ -12,8 +12,10 @@ from dept_vl.formats.files import Faults, refuse
 from dept_vl.formats.submission.content import decode, id_faults, read_content, read_text, sentences
 from dept_vl.types import Prediction
 from feature_extraction.durable import write_durably
+from feature_extraction.errors import InputDataError
 
 HEADER = "index\tprediction"
+JSON = f"holds JSON, not a TSV with the header {HEADER!r}"
 LOWEST, HIGHEST = 0.0, 5.0  # of predictions that are numbers (STS-B)
 INDEX = re.compile(r"0|[1-9][0-9]*")
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
@@ -28,6 +30,8 @@ def read_label_tsv(path: Path, labels: Sequence[str]) -> list[Prediction]:
         InputDataError: it is no such file; all faults are named together.
     """
     text = read_text(path)
+    if _is_json(text):
+        raise InputDataError(f"{path} {JSON}")
     faults: Faults = defaultdict(list)
     predictions = list(_predictions(text, labels, faults))
     refuse(faults, path)
@@ -67,8 +71,8 @@ def label_tsv_faults(
     text, unreadable = decode(content)
     if unreadable:
         return [unreadable]
-    if text.lstrip()[0] in "[{":
-        return [f"holds JSON, not a TSV with the header {HEADER!r}"]
+    if _is_json(text):
+        return [JSON]
     faults: Faults = defaultdict(list)
     predictions = list(_predictions(text, labels, faults))
     if not predictions and not faults:
@@ -83,6 +87,10 @@ def label_tsv_faults(
     if wanted is None and is_whole:
         wanted = [str(index) for index in range(len(indexes) if count is None else count)]
     return [*sentences(faults), *id_faults(indexes, wanted, "Indexes are 0, 1, 2, ... in the order of the test file")]
+
+
+def _is_json(text: str) -> bool:
+    return text.lstrip()[0] in "[{"
 
 
 def _predictions(text: str, labels: Sequence[str], faults: Faults) -> Iterator[Prediction]:

@@ -128,6 +128,12 @@ def test_numbers_are_finite_and_a_server_wants_them_from_0_to_5(tmp_path: Path) 
         read_label_tsv(tmp_path / "STS-B.tsv", ())
 
 
+def test_json_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "RTE.tsv").write_text('{"idx": 0, "label": "entailment"}\n')
+    with pytest.raises(InputDataError, match=r"RTE.tsv holds JSON, not a TSV with the header 'index\\tprediction'"):
+        read_label_tsv(tmp_path / "RTE.tsv", NLI)
+
+
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
     for function in (lambda path: read_label_tsv(path, NLI), lambda path: check_label_tsv(path, NLI, None)):
         with pytest.raises(InputDataError, match=r"No file .*RTE.tsv. Check the path"):
