@@ -275,7 +275,7 @@ class DeptModel(BaseTuner):
             raise IncompatibleError(
                 f"The adapter holds {len(foreign)} tensors that a Hugging Face model has no place for, such as "
                 f"{foreign[0]}: those of images, of classification heads or of several tasks' prompts. "
-                "Use it by dept_vl itself: python -m dept_vl.predict --run RUN, or dept_vl.Predictor"
+                "Use it by dept_vl itself: python -m dept_vl.evaluate --run RUN, or dept_vl.Predictor"
             )
         needed = TASK_TYPES_OF.get((self._family, self.model.can_generate()))
         if needed is None or config.task_type != needed:

@@ -349,7 +349,7 @@ def test_adapters_of_images_heads_or_several_tasks_are_refused(make_model: Make)
     assert str(raised.value) == (
         "The adapter holds 2 tensors that a Hugging Face model has no place for, such as heads.vqa.weight: those of "
         "images, of classification heads or of several tasks' prompts. Use it by dept_vl itself: "
-        "python -m dept_vl.predict --run RUN, or dept_vl.Predictor"
+        "python -m dept_vl.evaluate --run RUN, or dept_vl.Predictor"
     )
 
 
