@@ -147,7 +147,7 @@ class DeptModel(BaseTuner):
         for key in ("max_length", "min_length"):  # of the text and the answer; the library counts the prompt too
             if kwargs.get(key) is not None:
                 kwargs[key] += len(prompt.prompt)
-        text = _GeneratedText(embeddings=self._embeddings, prompt=prompt)
+        text = CausalInput(embeddings=self._embeddings, prompt=prompt, dtype=self._embeddings.weight.dtype)
         with text.while_generating(self.model, task=""):
             output = self.model.generate(inputs_embeds=embedded, attention_mask=mask.long(), **kwargs)
         return output if ids is None else _with_text(output, ids)
@@ -345,21 +345,6 @@ class DeptModel(BaseTuner):
             )
         empty = {name: value for name, value in own.items() if not value.numel()}
         return empty | super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-
-
-class _GeneratedText(CausalInput):
-    """What gives generated tokens their offsets, in the precision of the model's weights."""
-
-    def embed_tokens(
-        self,
-        ids: Int64[Tensor, "B T"],
-        mask: Bool[Tensor, "B T"],
-        *,
-        task: str,
-        before: Int64[Tensor, "B 1"] | None = None,
-    ) -> Float[Tensor, "B T H"]:
-        embedded = super().embed_tokens(ids, mask, task=task, before=before)
-        return embedded.to(cast(nn.Embedding, self.embeddings).weight.dtype)
 
 
 def _insert(

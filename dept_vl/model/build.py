@@ -137,10 +137,12 @@ def _build_encoder(
             visual_embedding=visual,
             vl_t5_positions=settings.visual.position_rule == "vl_t5",
         )
+    embeddings: Any = backbone.embeddings
+    dtype = embeddings.weight.dtype  # the library's norms take no other than their own
     if backbone.family == "decoder":
-        return CausalInput(embeddings=backbone.embeddings, prompt=prompt)
+        return CausalInput(embeddings=embeddings, prompt=prompt, dtype=dtype)
     encoder = model if backbone.family == "encoder" else model.get_encoder()
-    return PromptedEncoder(encoder=encoder, embeddings=backbone.embeddings, prompt=prompt)
+    return PromptedEncoder(encoder=encoder, embeddings=embeddings, prompt=prompt, dtype=dtype)
 
 
 def _build_prompts(

@@ -21,12 +21,20 @@ class PromptedText(nn.Module):
     Args:
         embeddings: the frozen model's own, from token ids to [B T H].
         prompt: put before the text; None for none.
+        dtype: of what is given to the model; None for that of prompt and table together (fp32 where the table is bf16).
     """
 
-    def __init__(self, *, embeddings: nn.Module, prompt: SoftPrompt | TaskPrompts | None) -> None:
+    def __init__(
+        self,
+        *,
+        embeddings: nn.Module,
+        prompt: SoftPrompt | TaskPrompts | None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.prompt = prompt
+        self.dtype = dtype
         self.visual_embedding: VisualEmbedding | None = None
 
     def prompts(self) -> dict[str, SoftPrompt]:
@@ -38,7 +46,7 @@ class PromptedText(nn.Module):
         text = self.embed_tokens(batch.text_ids, batch.text_mask, task=batch.task)
         if self.prompt is None:
             return text, batch.text_mask
-        prompt = self.prompt.for_task(batch.task).prompt.expand(len(text), -1, -1)
+        prompt = self.prompt.for_task(batch.task).prompt.to(dtype=self.dtype).expand(len(text), -1, -1)
         mask = torch.cat([batch.text_mask.new_ones(prompt.shape[:2]), batch.text_mask], dim=1)
         return torch.cat([prompt, text], dim=1), mask
 
@@ -52,7 +60,9 @@ class PromptedText(nn.Module):
     ) -> Float[Tensor, "B T H"]:
         """Token embeddings with the task's offsets; ``before`` as in ``SoftPrompt.embed_text``."""
         embedded: Tensor = self.embeddings(ids)
-        return embedded if self.prompt is None else self.prompt.for_task(task).embed_text(embedded, mask, before=before)
+        if self.prompt is not None:
+            embedded = self.prompt.for_task(task).embed_text(embedded, mask, before=before)
+        return embedded.to(dtype=self.dtype)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -72,8 +82,15 @@ class PromptedText(nn.Module):
 class PromptedEncoder(PromptedText):
     """The library's own encoder over [prompt | text]: of BART, BERT, RoBERTa and their like."""
 
-    def __init__(self, *, encoder: nn.Module, embeddings: nn.Module, prompt: SoftPrompt | TaskPrompts | None) -> None:
-        super().__init__(embeddings=embeddings, prompt=prompt)
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        embeddings: nn.Module,
+        prompt: SoftPrompt | TaskPrompts | None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(embeddings=embeddings, prompt=prompt, dtype=dtype)
         self.encoder = encoder
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "B S H"], Bool[Tensor, "B S"]]:

@@ -326,3 +326,19 @@ def test_packing_keeps_the_order_of_what_is_real() -> None:
     assert first[first_mask].flatten().tolist() == last[last_mask].flatten().tolist() == [0, 2, 3, 5]
     assert first_mask.tolist() == [[True, True, True, False], [True, False, False, False]]
     assert last_mask.tolist() == [[False, True, True, True], [False, False, False, True]]
+
+
+@pytest.mark.parametrize("kind", [*GENERATING, *ENCODERS])
+def test_bf16_weights_under_fp32_prompts_train_and_answer(
+    make_backbone: Callable[[str], Backbone], make_batch: Callable[..., Batch], kind: str
+) -> None:
+    backbone = make_backbone(kind)
+    batch, whole = text_batch(make_batch), build(backbone, "dept_adept").model
+    expected = whole.loss(batch).loss
+    half = build(backbone._replace(model=backbone.model.bfloat16()), "dept_adept")
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = half.model.loss(batch).loss
+        loss.backward()
+        assert len(half.model.answer(batch)) == 3
+    torch.testing.assert_close(loss, expected, rtol=0.1, atol=0.1, check_dtype=False)
+    assert all(value.grad is not None for group in half.groups for value in group.parameters.values())
