@@ -14,7 +14,8 @@ EXAMPLES = """\
   python -m dept_vl.train --task vqa --data vqa/ --features coco.store --output runs/prompt --method prompt \\
       --backbone google-t5/t5-base data.batch_size=64 optimizer.prompt_lr=0.3
   python -m dept_vl.train --task vqa,caption --data vqa=vqa/ --data caption=coco/ --features coco.store \\
-      --output runs/both tasks.caption.num_beams=1"""
+      --output runs/both tasks.caption.num_beams=1
+  python -m dept_vl.train --task cb --data superglue/CB --output runs/cb --shots 16 --init-from runs/mnli"""
 
 
 def main(arguments: list[str]) -> None:
