@@ -14,18 +14,10 @@ from dept_vl.fetch import RECORD, main
 from dept_vl.tasks.task import load_task
 from dept_vl.types import Target
 
+pytestmark = pytest.mark.usefixtures("offline_hub")
+
 CARD = "---\nconfigs:\n- config_name: NAME\n  data_files:\n"
 PAIRS = {"train": [0, 1, 1, 0], "validation": [1, 0], "test": [-1, -1, -1]}  # labels of each split
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of the test's own, and no connection."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture

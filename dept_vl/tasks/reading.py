@@ -13,8 +13,8 @@ Differences from DePT's code, whose way ``legacy`` takes:
 - DePT's target of SQuAD is the text of its whole record of answers: {'text': ['Denver Broncos'], 'answer_start': [177]}
 
 A split's source is a file, with one or more parts to take of it: those of ``splits``, which go by questions as DePT's,
-or the same with _of_articles. By articles, no context (SQuAD: no article) is in two parts, as in
-task.splits.train=xquad.en/first_half_of_articles task.splits.test=xquad.en/second_half_of_articles/second_half.
+or the same with _of_articles, as in xquad.en/first_half_of_articles and xquad.en/second_half_of_articles/first_half. By
+articles, no context (SQuAD: no article) is in two parts.
 
 The official script of MRQA counts a question without prediction as wrong; ``evaluate`` refuses such a file and names
 the questions. Answers to unknown questions are ignored, as there.

@@ -14,6 +14,8 @@ from dept_vl.formats.hub import CONVERTED, HubData, open_hub
 from dept_vl.formats.rows import HubSource
 from feature_extraction.errors import DamagedError, InputDataError
 
+pytestmark = pytest.mark.usefixtures("offline_hub")
+
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 CARD = """---
 configs:
@@ -40,16 +42,6 @@ dataset_info:
     dtype: int32
 ---
 """
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of the test's own, and no connection."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture

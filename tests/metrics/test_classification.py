@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -144,3 +146,13 @@ def test_withheld_labels_give_no_score_but_the_count_and_the_invalid_answers() -
     }
     assert found.per_example == {}
     assert scores([], [], "01").metrics["invalid"] is None
+
+
+def test_accuracy_needs_neither_library() -> None:
+    source = (
+        "import sys; from dept_vl.metrics.classification import accuracy, label_scores\n"
+        "from dept_vl.types import Example, Prediction\n"
+        "label_scores([Prediction('0', 'a')], [Example('0', '', (), references=('a',))], ('a', 'b'))\n"
+        "sys.exit(bool({'sklearn', 'scipy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", source]).returncode == 0

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
+import string
 import sys
 import unicodedata
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -228,3 +232,43 @@ def test_real_xquad_is_read_by_articles_scored_and_written_again(shared: Path, t
     assert task.check_submission(tmp_path / "predictions.json", official) == []
     metrics = score_files(task, tmp_path / "predictions.json", OfficialFiles(official)).metrics
     assert metrics["exact_match"] == 100
+
+
+def words_of(text: str) -> list[str]:
+    """As in SQuAD's and MRQA's scripts."""
+    kept = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", kept).split()
+
+
+def script_f1(answer: str, reference: str) -> float:
+    given, wanted = words_of(answer), words_of(reference)
+    same = sum((Counter(given) & Counter(wanted)).values())
+    precision, recall = same / max(len(given), 1), same / max(len(wanted), 1)
+    return 2 * precision * recall / (precision + recall) if same else 0
+
+
+@pytest.mark.shared
+def test_real_answers_score_as_by_the_scripts_whether_gold_is_squads_or_mrqas(shared: Path, tmp_path: Path) -> None:
+    official = shared / "data" / "xquad" / "xquad.en.json"
+    lines: list[dict[str, Any]] = [{"header": {"dataset": "XQuAD", "split": "dev"}}]
+    answers, f1, matches = {}, [], []
+    for paragraph in (one for article in json.loads(official.read_text())["data"] for one in article["paragraphs"]):
+        asked = [
+            {"qid": one["id"], "question": one["question"], "answers": [answer["text"] for answer in one["answers"]]}
+            for one in paragraph["qas"]
+        ]
+        lines.append({"context": paragraph["context"], "qas": asked})
+        for number, one in enumerate(asked):
+            answer = one["answers"][0] + " indeed" * (number % 2) if number % 3 else paragraph["context"][:20]
+            answers[one["qid"]] = answer
+            f1.append(max(script_f1(answer, other) for other in one["answers"]))
+            matches.append(any(words_of(answer) == words_of(other) for other in one["answers"]))
+    (tmp_path / "predictions.json").write_text(json.dumps(answers))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "dev.jsonl").write_text(text)
+    (tmp_path / "dev.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    for name, gold in (("squad", official), ("nq", tmp_path / "dev.jsonl"), ("nq", tmp_path / "dev.jsonl.gz")):
+        metrics = score_files(make(name), tmp_path / "predictions.json", OfficialFiles(gold)).metrics
+        assert metrics["n"] == 1190
+        assert metrics["f1"] == pytest.approx(100 * sum(f1) / 1190)
+        assert metrics["exact_match"] == pytest.approx(100 * sum(matches) / 1190)
