@@ -124,6 +124,8 @@ def test_files(runs: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
     """
     files: dict[str, Path] = {}
     for folder in runs:
+        if not folder.is_dir():
+            raise InputDataError(f"{folder} is no folder. Give one that dept_vl.train wrote")
         found = [
             path
             for path in sorted(folder.glob("evaluation/**/*"))
