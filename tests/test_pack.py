@@ -153,7 +153,7 @@ def test_a_run_without_a_test_file_is_told_to_be_evaluated(tmp_path: Path) -> No
     advice = f"Make it: python -m dept_vl.evaluate --run {folder} --split official-test"
     with pytest.raises(InputDataError, match=rf"{re.escape(message)}.*{re.escape(advice)}"):
         pack("glue", [folder], tmp_path / "glue.zip")
-    with pytest.raises(InputDataError, match="none is no folder. Give one that dept_vl.train wrote"):
+    with pytest.raises(InputDataError, match=r"none is no folder. Give one that dept_vl.train wrote"):
         pack("glue", [tmp_path / "none"], tmp_path / "glue.zip")
 
 
