@@ -69,7 +69,7 @@ class TaskSettings:
     num_beams: int = 1  # 1: greedy
     template: str = "dept"  # of text tasks: dept (fields, labels as digits) or t5 (T5's prefixes and label words)
     legacy: bool = False  # text tasks as ATTEMPT, MPT and DePT ran them, known defects included
-    cue: str = "\nAnswer:"  # what decoder-only backbones read between text and answer
+    cue: str = " Answer:"  # what decoder-only backbones read between text and answer
     batch_size: int | None = None  # of this task's steps; null: data.batch_size
     selection_metric: str = "accuracy"  # the best checkpoint has the highest
     splits: dict[str, str] = field(default_factory=dict)  # our split name: the name in the data set's file names

@@ -86,7 +86,7 @@ def test_a_backbone_or_features_name_without_a_file_is_a_model() -> None:
 
 def test_unknown_layers_are_refused_with_the_nearest_and_all_names() -> None:
     assert refusal(method="dep") == (
-        "No method is called 'dep'. Did you mean 'dept'? There are: dept, full, prompt, visual_only"
+        "No method is called 'dep'. Did you mean 'dept'? There are: adept, dept, dept_adept, full, prompt, visual_only"
     )
     assert (
         refusal(task="vqq")
@@ -133,7 +133,8 @@ def test_wrong_types_are_refused_with_layer_key_and_value(override: str, reason:
     [
         (
             "method.name=prompts",
-            "method.name is 'prompts'. Did you mean 'prompt'? It is one of: dept, prompt, visual_only, full",
+            "method.name is 'prompts'. Did you mean 'prompt'? It is one of: dept, prompt, adept, dept_adept, "
+            "visual_only, full",
         ),
         ("method.prompt_init=x", "method.prompt_init is 'x'. It is one of: vocabulary, text, normal"),
         (
@@ -199,7 +200,7 @@ def test_exactly_one_of_steps_and_epochs_is_given(overrides: tuple[str, ...], fo
 
 def test_impossible_pairs_are_refused() -> None:
     assert refusal("method.prompt_length=101") == (
-        "method.prompt_length (m) is 101 but method.budget_length (l) is 100; DePT needs m <= l: lower m or raise l"
+        "method.prompt_length (m) is 101 but method.budget_length (l) is 100; dept needs m <= l: lower m or raise l"
     )
     assert load("method.prompt_length=101", method="prompt").method.prompt_length == 101  # which has no m
     assert refusal("method.prompt_init=text") == (

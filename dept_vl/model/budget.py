@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from feature_extraction.errors import UsageError
 
+OFFSET_NAMES = {"position": "DePT", "token": "ADePT", "both": "DePT and ADePT"}
+
 
 class Budget(NamedTuple):
     """Sizes and what they cost: at most l * d in all, of which the prompt takes m * d.
@@ -49,8 +51,7 @@ class Budget(NamedTuple):
     def describe(self) -> str:
         """One line with the sizes, and advice where much of the budget cannot be spent."""
         l, m, s, d, r, offset = self  # noqa: E741 - the paper's letters
-        method = {"position": "DePT", "token": "ADePT", "both": "DePT and ADePT"}[offset]
-        line = f"{method}: l={l} m={m} s={s} d={d} r={r}: {self.spent:,} of {self.allowed:,} parameters"
+        line = f"{OFFSET_NAMES[offset]}: l={l} m={m} s={s} d={d} r={r}: {self.spent:,} of {self.allowed:,} parameters"
         left, useful = self.allowed - self.spent, self.largest_useful_rank
         if left < self.per_rank:
             return line
@@ -84,7 +85,7 @@ def solve_budget(
     if prompt_length > budget_length:
         raise UsageError(
             f"method.prompt_length (m) is {prompt_length} but method.budget_length (l) is {budget_length}; "
-            "DePT needs m <= l: lower m or raise l"
+            f"{OFFSET_NAMES[offset]} needs m <= l: lower m or raise l"
         )
     empty = Budget(budget_length, prompt_length, max_text_length, hidden_size, 0, offset)
     largest = (empty.allowed - empty.fixed) // empty.per_rank

@@ -98,3 +98,26 @@ def test_a_prompt_longer_than_the_budget_is_refused() -> None:
     assert str(raised.value) == (
         "method.prompt_length (m) is 60 but method.budget_length (l) is 40; DePT needs m <= l: lower m or raise l"
     )
+
+
+def test_the_network_of_adept_costs_what_its_paper_says() -> None:
+    budget = solve_budget(budget_length=100, prompt_length=60, max_text_length=256, hidden_size=768, offset="token")
+    assert (budget.rank, budget.spent) == (19, 76_051)
+    assert budget.describe() == "ADePT: l=100 m=60 s=256 d=768 r=19: 76,051 of 76,800 parameters"
+
+
+@pytest.mark.parametrize("offset", ["position", "token", "both"])
+@pytest.mark.parametrize("prompt_length", [0, 20, 60, 95])
+def test_one_more_rank_would_overspend(offset: str, prompt_length: int) -> None:
+    sizes = {"budget_length": 100, "prompt_length": prompt_length, "max_text_length": 256, "hidden_size": 768}
+    budget = solve_budget(**sizes, offset=offset)
+    assert budget.spent <= budget.allowed < budget._replace(rank=budget.rank + 1).spent
+
+
+def test_a_prompt_that_leaves_no_room_for_the_network_is_refused() -> None:
+    with pytest.raises(UsageError) as raised:
+        solve_budget(budget_length=10, prompt_length=10, max_text_length=8, hidden_size=16, offset="token")
+    assert str(raised.value) == (
+        "method.rank (r) is null: with m=10, s=8, d=16 that is 176 parameters, but l=10 allows 160. No rank fits; "
+        "lower m or raise l for more"
+    )

