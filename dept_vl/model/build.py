@@ -13,7 +13,7 @@ from dept_vl.model.decomposed_prompt import make_prompt
 from dept_vl.model.families import DecoderOnly, EncoderDecoder, EncoderOnly
 from dept_vl.model.heads import ClassificationHead, FirstStepHead, GenerationHead, Head
 from dept_vl.model.multimodal_encoder import MultimodalEncoder
-from dept_vl.model.prompted_model import PromptedModel
+from dept_vl.model.prompted_model import Encoder, PromptedModel
 from dept_vl.model.prompted_text import CausalInput, PromptedEncoder
 from dept_vl.model.soft_prompt import SoftPrompt, TaskPrompts, from_normal, from_text, from_vocabulary
 from dept_vl.model.trainable import ParameterGroup, TrainableCount, count_trainable, select_trainable
@@ -68,6 +68,7 @@ def build_model(
                 vl_t5_area=settings.visual.area == "vl_t5",
             )
         encoder = _build_encoder(settings, backbone, prompt, visual)
+        _check_positions(settings, backbone, encoder)
         heads = {name: _build_head(task, backbone, encoder, (answers or {}).get(name)) for name, task in tasks.items()}
     model = PromptedModel(backbone=backbone.model, encoder=encoder, heads=heads)
     groups = select_trainable(model, train_backbone=settings.method.name == "full", optimizer=settings.optimizer)
@@ -84,7 +85,7 @@ def _check_family(settings: Settings, backbone: Backbone) -> None:
     """Refuse what a backbone of this family cannot do.
 
     Raises:
-        UsageError: images without a T5; generation without a decoder; more positions than the model has.
+        UsageError: images without a T5, or generation without a decoder.
     """
     config, family = backbone.model.config, backbone.family
     for name, task in settings.tasks.items():
@@ -98,21 +99,28 @@ def _check_family(settings: Settings, backbone: Backbone) -> None:
                 f"Task {name} has task.head={task.head}, but {backbone.name!r} ({config.model_type}) is an encoder "
                 "alone and generates nothing. Set task.head=classification, or choose a backbone with a decoder"
             )
-        available = None if config.model_type == "t5" else getattr(config, "max_position_embeddings", None)
-        needed = (
-            _prompt_length(settings) + task.max_text_length + (task.max_target_length if family == "decoder" else 0)
-        )
-        if available is not None and needed > available - _unused_positions(backbone):
+
+
+def _check_positions(settings: Settings, backbone: Backbone, encoder: Encoder) -> None:
+    """Refuse texts for which the model has too few positions; a T5 has no such limit.
+
+    Raises:
+        UsageError: names by how much the text limit is too high.
+    """
+    positions = getattr(backbone.model.config, "max_position_embeddings", None)
+    if positions is None or isinstance(encoder, MultimodalEncoder):
+        return
+    available = positions - _unused_positions(backbone)
+    prompt_length = max((len(prompt.prompt) for prompt in encoder.prompts().values()), default=0)
+    for name, task in settings.tasks.items():
+        answer_length = task.max_target_length if backbone.family == "decoder" else 0
+        needed = prompt_length + task.max_text_length + answer_length
+        if needed > available:
             raise UsageError(
                 f"Task {name} needs {needed:,} positions (prompt, task.max_text_length and, of a decoder-only model, "
-                f"task.max_target_length), but {backbone.name!r} has {available - _unused_positions(backbone):,}. "
-                f"Lower task.max_text_length by {needed - available + _unused_positions(backbone)}"
+                f"task.max_target_length), but {backbone.name!r} has {available:,}. Lower task.max_text_length by "
+                f"{needed - available}"
             )
-
-
-def _prompt_length(settings: Settings) -> int:
-    method = settings.method
-    return {"none": method.budget_length, "": 0}.get(OFFSETS.get(method.name, ""), method.prompt_length)
 
 
 def _unused_positions(backbone: Backbone) -> int:
@@ -128,7 +136,7 @@ def _unused_positions(backbone: Backbone) -> int:
 
 def _build_encoder(
     settings: Settings, backbone: Backbone, prompt: SoftPrompt | TaskPrompts | None, visual: VisualEmbedding | None
-) -> MultimodalEncoder | PromptedEncoder | CausalInput:
+) -> Encoder:
     model: Any = backbone.model
     if model.config.model_type == "t5":
         return MultimodalEncoder(
@@ -193,7 +201,7 @@ def _build_prompt(
 def _build_head(
     task: TaskSettings,
     backbone: Backbone,
-    encoder: MultimodalEncoder | PromptedEncoder | CausalInput,
+    encoder: Encoder,
     answers: Sequence[str] | None,
 ) -> Head:
     if (task.head == "classification" or task.constrained) and not answers:

@@ -14,6 +14,8 @@ from dept_vl.model.multimodal_encoder import MultimodalEncoder
 from dept_vl.model.prompted_text import CausalInput, PromptedEncoder
 from dept_vl.types import Batch
 
+Encoder = MultimodalEncoder | PromptedEncoder | CausalInput
+
 
 class PromptedModel(nn.Module):
     """A frozen language model whose ``encoder`` makes states of prompt, text and visual tokens. Each task has a head.
@@ -25,7 +27,7 @@ class PromptedModel(nn.Module):
         self,
         *,
         backbone: PreTrainedModel,
-        encoder: MultimodalEncoder | PromptedEncoder | CausalInput,
+        encoder: Encoder,
         heads: Mapping[str, Head],
     ) -> None:
         super().__init__()
