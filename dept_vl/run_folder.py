@@ -151,7 +151,7 @@ class LoadedRun(NamedTuple):
     backbone: Backbone
     model: PromptedModel
     trainable: TrainableCount
-    store: FeatureStore | None  # None for a task without images
+    store: FeatureStore | None  # None for a run without images
     data: Path
 
 
@@ -185,7 +185,8 @@ def load_run(
             f"{folder} has no adapter yet: training has not finished. Go on with it by its own command: "
             f"{record['command']}"
         )
-    path = features or record["features"].get(task)
+    # A task without images has no features of its own; beside one with images its model has a visual part all the same.
+    path = features or record["features"].get(task) or next(iter(record["features"].values()), None)
     store = FeatureStore.open(Path(path)) if path else None
     backbone = load_backbone(settings.backbone, dtype=compute_dtype(settings))
     identity = run_identity(settings, backbone, store)
@@ -239,7 +240,7 @@ def _missing_answers(settings: Settings, adapter: Adapter, data: Mapping[str, st
     found = {}
     for name, task_settings in settings.tasks.items():
         if task_settings.constrained and name not in adapter.answers:
-            task, folder = load_task(task_settings), Path(data[name])
+            task, folder = load_task(task_settings), data_folder({"data": data}, name)
             found[name] = task_answers(task, task_settings, task.read(folder, "train"), folder) or []
     return found
 

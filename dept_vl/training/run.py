@@ -72,7 +72,7 @@ def train_run(
             )
             settings = replace(settings, features=store.settings)
     tasks = read_tasks(
-        settings, data, {name: stores[features[name]] if name in features else None for name in settings.tasks}
+        settings, data, {name: stores[features[name]] if name in features else store for name in settings.tasks}
     )
     if talks:
         for one in stores.values():

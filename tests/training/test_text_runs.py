@@ -142,3 +142,19 @@ def test_a_text_run_holds_no_visual_tensors(source: Path) -> None:
     names = load_file(source / "adapter/adapter_model.safetensors")
     assert len(names) == 4  # P, A, B and the count of trained rows
     assert not [name for name in names if "visual" in name]
+
+
+def test_text_and_images_train_together(
+    train_arguments: Callable[..., list[str]], toy_vqa: Path, toy_store: Path, tmp_path: Path
+) -> None:
+    arguments = train_arguments(tmp_path / "run", "--data", f"rte={TOY_DATA / 'rte'}", "--features", f"vqa={toy_store}")
+    for option, value in (("--task", "vqa,rte"), ("--data", f"vqa={toy_vqa}")):
+        arguments[arguments.index(option) + 1] = value
+    place = arguments.index("--features")
+    del arguments[place : place + 2]  # the one for all tasks
+    splits = "task.splits={train: train, validation: val, test: test}"
+    arguments[arguments.index(splits)] = f"tasks.vqa.{splits.removeprefix('task.')}"
+    train(arguments)
+    evaluate(["--run", str(tmp_path / "run"), "--split", "test"])
+    for task in ("vqa", "rte"):
+        assert (tmp_path / "run" / "evaluation" / task / "test" / "metrics.json").is_file()
