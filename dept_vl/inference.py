@@ -140,6 +140,7 @@ def evaluate_run(
                 loaded.task.bundle(files, leaderboard_file)
             say(f"Leaderboard file: {leaderboard_file}")
         accelerator.wait_for_everyone()
+    accelerator.end_training()  # closes the connections; left to the interpreter's end, their threads may abort it
     return evaluations
 
 
