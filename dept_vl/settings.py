@@ -26,10 +26,17 @@ class BackboneSettings:
 class MethodSettings:
     """What is trained."""
 
-    name: str = "dept"  # dept, prompt, adept, dept_adept, visual_only or full
+    name: str = "dept"  # one of configs/method
     budget_length: int = 100  # l: the prompt length whose parameters, l * H, may be spent; prompt tuning uses it whole
-    prompt_length: int = 40  # m: length of DePT's and ADePT's short prompt
-    rank: int | None = None  # r; null: the largest that the budget allows
+    budget: int | None = None  # parameters of the method's own, instead of l * H
+    prompt_length: int = 40  # m: length of the short prompt of DePT, ADePT and P-tuning
+    rank: int | None = None  # r of DePT, ADePT and LoRA; null: the largest that the budget allows
+    width: int | None = None  # of adapters, P-tuning's network and the ladder; null: the largest in the budget
+    placement: str | None = None  # layers with LoRA, (IA)3, adapters, prefixes: all or encoder; null: as the budget allows
+    adapter_places: str | None = None  # all (Houlsby) or feed_forward (Pfeiffer); null: as the budget allows
+    dropped_fraction: float = 0.4  # of AdapterDrop: lowest layers of each stack without adapters, 0 to 1
+    lora_alpha: float = 16.0  # LoRA's update is multiplied by alpha / r
+    lora_share: float = 0.5  # of DePT's budget that its LoRA takes (dept_lora), 0 to 1
     prompt_init: str = "vocabulary"  # vocabulary (sampled embeddings), text, or normal
     prompt_text: str | None = None  # for prompt_init: text; repeated and cut to the prompt length
     low_rank_init: str = "official"  # of A: official (uniform within 1/sqrt(r)) or paper (standard normal)
@@ -95,11 +102,13 @@ class OptimizerSettings:
     low_rank_lr: float = 1e-3  # A and B, and ADePT's network
     visual_lr: float = 1e-3  # visual embedding
     head_lr: float = 1e-3  # classification head
-    backbone_lr: float = 1e-4  # the text model, for method full
+    adapter_lr: float = 1e-3  # what is added to the layers: LoRA, (IA)3, adapters, prefixes, the ladder
+    backbone_lr: float = 1e-4  # the text model's own, for methods full, bitfit and ln_tuning
     prompt_weight_decay: float = 1e-5
     low_rank_weight_decay: float = 1e-5
     visual_weight_decay: float = 0.01
     head_weight_decay: float = 0.01
+    adapter_weight_decay: float = 0.01
     backbone_weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
@@ -158,10 +167,16 @@ SECTIONS = {name: value for name, value in vars(Settings()).items() if name != "
 KEYS = {name: [key.name for key in fields(section)] for name, section in SECTIONS.items()}
 
 # What each method adds to the frozen token embeddings beside its prompt: by position (DePT), by token (ADePT), or both.
-OFFSETS = {"prompt": "none", "dept": "position", "adept": "token", "dept_adept": "both"}
+OFFSETS = {"prompt": "none", "dept": "position", "adept": "token", "dept_adept": "both", "dept_lora": "position"}
+METHODS = (
+    *("dept", "prompt", "adept", "dept_adept", "dept_lora", "p_tuning", "mpt", "prefix"),
+    *("lora", "ia3", "adapter", "adapter_drop", "lst", "bitfit", "ln_tuning", "visual_only", "full"),
+)
 
 CHOICES = {
-    "method.name": ("dept", "prompt", "adept", "dept_adept", "visual_only", "full"),
+    "method.name": METHODS,
+    "method.placement": (None, "all", "encoder"),
+    "method.adapter_places": (None, "all", "feed_forward"),
     "method.init_parts": ("prompt", "prompt_a", "all"),
     "backbone.quantization": ("none", "8bit", "4bit"),
     "method.prompt_init": ("vocabulary", "text", "normal"),
@@ -179,7 +194,8 @@ CHOICES = {
 }
 
 AT_LEAST = {
-    **dict.fromkeys(("method.budget_length", "task.max_text_length", "task.num_beams"), 1),
+    **dict.fromkeys(("method.budget_length", "method.budget", "method.width"), 1),
+    **dict.fromkeys(("task.max_text_length", "task.num_beams"), 1),
     **dict.fromkeys(("task.batch_size", "task.passes_per_epoch"), 1),
     **dict.fromkeys(("method.prompt_length", "method.rank", "task.images_per_example"), 0),
     "task.answer_count": 2,
@@ -195,11 +211,13 @@ AT_LEAST = {
     "training.seed": 0,
     "data.shots": 1,
     "data.shots_seed": 0,
-    "method.token_dropout": 0,
+    **dict.fromkeys(("method.token_dropout", "method.dropped_fraction", "method.lora_alpha"), 0),
+    "method.lora_share": 0.01,
 }
 
 AT_MOST = {
     **dict.fromkeys(("backbone.dropout", "optimizer.warmup_fraction", "method.token_dropout"), 1),
+    **{"method.dropped_fraction": 0.99, "method.lora_share": 0.99},
     **dict.fromkeys(("optimizer.beta1", "optimizer.beta2"), 0.999999),
     "training.epochs": 1e6,
 }
@@ -216,7 +234,8 @@ def wrong_values(settings: Settings) -> Iterator[str]:
     for key, allowed in CHOICES.items():
         for name, value in _look_up(settings, key):
             if value not in allowed:
-                yield f"{name} is {value!r}.{nearest(str(value), allowed)} It is one of: {', '.join(allowed)}"
+                names = ["null" if one is None else one for one in allowed]
+                yield f"{name} is {value!r}.{nearest(str(value), names)} It is one of: {', '.join(names)}"
     for key in {**AT_LEAST, **AT_MOST}:
         least, most = AT_LEAST.get(key, -math.inf), AT_MOST.get(key, math.inf)
         for name, value in _look_up(settings, key):
@@ -229,15 +248,16 @@ def wrong_values(settings: Settings) -> Iterator[str]:
             f"training.steps is {training.steps} and training.epochs is {training.epochs}; set exactly one, "
             "as in training.steps=600 training.epochs=null"
         )
-    if OFFSETS.get(method.name, "none") != "none" and method.prompt_length > method.budget_length:
+    short = OFFSETS.get(method.name, "none") != "none" and method.budget is None
+    if short and method.prompt_length > method.budget_length:
         yield (
             f"method.prompt_length (m) is {method.prompt_length} but method.budget_length (l) is "
             f"{method.budget_length}; {method.name} needs m <= l: lower m or raise l"
         )
-    if method.name == "full" and settings.backbone.quantization != "none":
+    if method.name in ("full", "bitfit", "ln_tuning") and settings.backbone.quantization != "none":
         yield (
-            f"backbone.quantization is {settings.backbone.quantization!r}, but method full trains the backbone, and "
-            "quantised weights cannot be trained. Set backbone.quantization=none"
+            f"backbone.quantization is {settings.backbone.quantization!r}, but method {method.name} trains the "
+            "backbone's own weights, which are quantised. Set backbone.quantization=none"
         )
     if method.prompt_init == "text" and not method.prompt_text:
         yield "method.prompt_init is 'text' but method.prompt_text is empty; give the text to start from"

@@ -57,7 +57,7 @@ def parameter_groups(
     prompts = [one for one in model.modules() if isinstance(one, SoftPrompt)]
     found = {
         "prompt": ([prompt.prompt for prompt in prompts], prompt_lr),
-        "low_rank": ([value for prompt in prompts for value in prompt.low_rank_parameters().values()], low_rank_lr),
+        "low_rank": ([value for prompt in prompts for value in prompt.groups()["low_rank"].values()], low_rank_lr),
     }
     known = {id(value) for parameters, _ in found.values() for value in parameters}
     found["modules"] = ([value for value in model.parameters() if id(value) not in known], modules_lr)

@@ -12,6 +12,7 @@ from dept_vl.model.budget import solve_budget
 from dept_vl.model.decomposed_prompt import make_prompt
 from dept_vl.model.families import DecoderOnly, EncoderDecoder, EncoderOnly
 from dept_vl.model.heads import ClassificationHead, FirstStepHead, GenerationHead, Head
+from dept_vl.model.methods.insertion import Insertion
 from dept_vl.model.multimodal_encoder import MultimodalEncoder
 from dept_vl.model.prompted_model import Encoder, PromptedModel
 from dept_vl.model.prompted_text import CausalInput, PromptedEncoder
@@ -54,6 +55,9 @@ def build_model(
     tasks = settings.tasks
     images = max(task.images_per_example for task in tasks.values())
     _check_family(settings, backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        insertions = _insert(settings.method, backbone)
     prompt, notes = _build_prompts(settings, backbone, torch.Generator().manual_seed(seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -71,7 +75,7 @@ def build_model(
         _check_positions(settings, backbone, encoder)
         heads = {name: _build_head(task, backbone, encoder, (answers or {}).get(name)) for name, task in tasks.items()}
     model = PromptedModel(backbone=backbone.model, encoder=encoder, heads=heads)
-    groups = select_trainable(model, train_backbone=settings.method.name == "full", optimizer=settings.optimizer)
+    groups = select_trainable(model, insertions, settings.optimizer)
     if not groups:
         raise UsageError(
             f"method {settings.method.name} trains nothing on {', '.join(tasks)}, which has no images. Choose another "
@@ -79,6 +83,13 @@ def build_model(
         )
     count = count_trainable(model, groups)
     return BuiltModel(model, groups, count, [*notes, count.describe(settings.method.name)])
+
+
+def _insert(method: MethodSettings, backbone: Backbone) -> list[Insertion]:
+    """Change the backbone's layers as the method does, or choose what trains of its own."""
+    if method.name == "full":
+        return [Insertion("backbone", list(backbone.model.parameters()), "")]
+    return []
 
 
 def _check_family(settings: Settings, backbone: Backbone) -> None:

@@ -60,9 +60,11 @@ class DecomposedPrompt(SoftPrompt):
         by_token = functional.embedding(positions.clamp(0, len(update) - 1), update)
         return super().embed_text(embedded, mask) + by_token * applies.unsqueeze(-1)
 
-    def low_rank_parameters(self) -> dict[str, nn.Parameter]:
-        """A and B, and the parameters of ADePT's network if there is one."""
-        return {"a": self.a, "b": self.b, **super().low_rank_parameters()}
+    def groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """As of a soft prompt, with A and B."""
+        found = super().groups()
+        return {**found, "low_rank": {"a": self.a, "b": self.b, **found["low_rank"]}}
+
 
 
 def official_a(length: int, rank: int, *, generator: torch.Generator) -> Float[Tensor, "s R"]:

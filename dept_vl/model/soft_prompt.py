@@ -43,9 +43,10 @@ class SoftPrompt(nn.Module):
         """
         return embedded if self.token_offset is None else embedded + self.token_offset(embedded)
 
-    def low_rank_parameters(self) -> dict[str, nn.Parameter]:
-        """What trains at the small learning rate, by name: all but the prompt itself."""
-        return {} if self.token_offset is None else dict(self.token_offset.named_parameters())
+    def groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """What trains, by optimizer group and name: the prompt itself, and at the small rate all that goes with it."""
+        more = {} if self.token_offset is None else dict(self.token_offset.named_parameters())
+        return {"prompt": {"prompt": self.prompt}, "low_rank": more}
 
 
 class TaskPrompts(nn.Module):

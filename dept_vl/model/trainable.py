@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
 
+from dept_vl.model.methods.insertion import Insertion
 from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.settings import OptimizerSettings
+
+GROUPS = ("prompt", "low_rank", "visual", "head", "adapter", "backbone")  # each has a rate and a weight decay
 
 
 class ParameterGroup(NamedTuple):
     """Parameters that share a learning rate and a weight decay; names are those in the adapter file."""
 
-    name: str  # prompt, low_rank, visual, head or backbone
+    name: str  # one of GROUPS
     parameters: dict[str, nn.Parameter]
     learning_rate: float
     weight_decay: float
@@ -25,24 +29,21 @@ class ParameterGroup(NamedTuple):
 
 
 def select_trainable(
-    model: PromptedModel, *, train_backbone: bool, optimizer: OptimizerSettings
+    model: PromptedModel, insertions: Sequence[Insertion], optimizer: OptimizerSettings
 ) -> list[ParameterGroup]:
-    """Freeze all but what was added to the backbone and, where asked, the backbone itself; return what trains."""
-    visual = model.encoder.visual_embedding
-    found: dict[str, dict[str, nn.Parameter]] = {
-        "prompt": {},
-        "low_rank": {},
-        "visual": {},
-        "head": {f"heads.{name}": value for name, value in model.heads.named_parameters()},
-        "backbone": {},
-    }
+    """Freeze all but what was added to the backbone and what the insertions name; return what trains."""
+    found: dict[str, dict[str, nn.Parameter]] = {name: {} for name in GROUPS}
     for name, prompt in model.encoder.prompts().items():
-        found["prompt"][f"{name}.prompt"] = prompt.prompt
-        found["low_rank"] |= {f"{name}.{key}": value for key, value in prompt.low_rank_parameters().items()}
-    if visual is not None:
-        found["visual"] = {f"visual_embedding.{name}": value for name, value in visual.named_parameters()}
-    if train_backbone:
-        found["backbone"] = {f"backbone.{name}": value for name, value in model.backbone.named_parameters()}
+        for group, parameters in prompt.groups().items():
+            found[group] |= {f"{name}.{key}": value for key, value in parameters.items()}
+    if model.encoder.visual_embedding is not None:
+        visual = model.encoder.visual_embedding.named_parameters()
+        found["visual"] = {f"visual_embedding.{name}": value for name, value in visual}
+    found["head"] = {f"heads.{name}": value for name, value in model.heads.named_parameters()}
+    group_of = {id(value): insertion.group for insertion in insertions for value in insertion.parameters}
+    for name, value in model.backbone.named_parameters():
+        if id(value) in group_of:
+            found[group_of[id(value)]][f"backbone.{name}"] = value
 
     model.requires_grad_(False)
     groups = []

@@ -178,7 +178,7 @@ def test_offsets_that_are_zero_are_no_offsets(
     with_offsets = built.model.loss(batch).loss
     prompt = built.model.encoder.prompts()["prompt"]
     with torch.no_grad():
-        for name, parameter in prompt.low_rank_parameters().items():
+        for name, parameter in prompt.groups()["low_rank"].items():
             if name.rpartition(".")[2] in ("b", "w2", "b2"):
                 parameter.zero_()
         reference.encoder.prompts()["prompt"].prompt = prompt.prompt
@@ -268,7 +268,7 @@ def test_tokens_of_the_answer_get_the_offsets_of_their_positions(
     batch = replace(batch, target_mask=torch.ones_like(batch.target_mask))
     before = head.family.target_logits(model.backbone, *model.encoder(batch), batch)
     with torch.no_grad():
-        model.encoder.prompts()["prompt"].low_rank_parameters()["a"][5] += 1
+        model.encoder.prompts()["prompt"].groups()["low_rank"]["a"][5] += 1
     after = head.family.target_logits(model.backbone, *model.encoder(batch), batch)
     torch.testing.assert_close(after[:, 0], before[:, 0])
     assert ((after - before)[:, 1:].abs().amax(dim=(0, 2)) > 1e-3).all()
