@@ -32,8 +32,8 @@ class MethodSettings:
     prompt_length: int = 40  # m: length of the short prompt of DePT, ADePT and P-tuning
     rank: int | None = None  # r of DePT, ADePT and LoRA; null: the largest that the budget allows
     width: int | None = None  # of adapters, P-tuning's network and the ladder; null: the largest in the budget
-    placement: str | None = None  # layers with LoRA, (IA)3, adapters, prefixes: all or encoder; null: as the budget allows
-    adapter_places: str | None = None  # all (Houlsby) or feed_forward (Pfeiffer); null: as the budget allows
+    placement: str | None = None  # of LoRA, (IA)3, adapters, prefixes: all layers or encoder; null: the most that fits
+    adapter_places: str | None = None  # all (Houlsby) or feed_forward (Pfeiffer); null: the most that fits
     dropped_fraction: float = 0.4  # of AdapterDrop: lowest layers of each stack without adapters, 0 to 1
     lora_alpha: float = 16.0  # LoRA's update is multiplied by alpha / r
     lora_share: float = 0.5  # of DePT's budget that its LoRA takes (dept_lora), 0 to 1
@@ -167,7 +167,9 @@ SECTIONS = {name: value for name, value in vars(Settings()).items() if name != "
 KEYS = {name: [key.name for key in fields(section)] for name, section in SECTIONS.items()}
 
 # What each method adds to the frozen token embeddings beside its prompt: by position (DePT), by token (ADePT), or both.
+OFFSET_KINDS = ("none", "position", "token", "both")
 OFFSETS = {"prompt": "none", "dept": "position", "adept": "token", "dept_adept": "both", "dept_lora": "position"}
+INIT_PARTS = ("prompt", "prompt_a", "all")
 METHODS = (
     *("dept", "prompt", "adept", "dept_adept", "dept_lora", "p_tuning", "mpt", "prefix"),
     *("lora", "ia3", "adapter", "adapter_drop", "lst", "bitfit", "ln_tuning", "visual_only", "full"),
@@ -177,7 +179,7 @@ CHOICES = {
     "method.name": METHODS,
     "method.placement": (None, "all", "encoder"),
     "method.adapter_places": (None, "all", "feed_forward"),
-    "method.init_parts": ("prompt", "prompt_a", "all"),
+    "method.init_parts": INIT_PARTS,
     "backbone.quantization": ("none", "8bit", "4bit"),
     "method.prompt_init": ("vocabulary", "text", "normal"),
     "method.low_rank_init": ("official", "paper"),
@@ -217,7 +219,7 @@ AT_LEAST = {
 
 AT_MOST = {
     **dict.fromkeys(("backbone.dropout", "optimizer.warmup_fraction", "method.token_dropout"), 1),
-    **{"method.dropped_fraction": 0.99, "method.lora_share": 0.99},
+    **dict.fromkeys(("method.dropped_fraction", "method.lora_share"), 0.99),
     **dict.fromkeys(("optimizer.beta1", "optimizer.beta2"), 0.999999),
     "training.epochs": 1e6,
 }

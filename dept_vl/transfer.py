@@ -16,11 +16,11 @@ from pathlib import Path
 
 from dept_vl.command_line import Parser, StopSignal, command_text, paths_by_task, run, say
 from dept_vl.config import layer_names, load_settings, settings_from_yaml
-from dept_vl.settings import CHOICES, Settings
+from dept_vl.settings import INIT_PARTS, Settings
 from dept_vl.transfer_results import Cell, Outcome, Start, write_results
 from feature_extraction.errors import Interrupted, UsageError
 
-MODES = CHOICES["method.init_parts"]
+MODES = INIT_PARTS
 SCRATCH = "scratch"  # the name of a start without a source
 # What the command sets in each run; its own options give the values.
 SET_HERE = ("data.shots", "data.shots_seed", "training.seed", "method.init_from", "method.init_parts")

@@ -86,7 +86,7 @@ def test_a_backbone_or_features_name_without_a_file_is_a_model() -> None:
 
 def test_unknown_layers_are_refused_with_the_nearest_and_all_names() -> None:
     assert refusal(method="dep") == (
-        "No method is called 'dep'. Did you mean 'dept'? There are: adept, dept, dept_adept, full, prompt, visual_only"
+        f"No method is called 'dep'. Did you mean 'dept'? There are: {', '.join(layer_names('method'))}"
     )
     assert (
         refusal(task="vqq")
@@ -134,7 +134,13 @@ def test_wrong_types_are_refused_with_layer_key_and_value(override: str, reason:
         (
             "method.name=prompts",
             "method.name is 'prompts'. Did you mean 'prompt'? It is one of: dept, prompt, adept, dept_adept, "
-            "visual_only, full",
+            "dept_lora, p_tuning, mpt, prefix, lora, ia3, adapter, adapter_drop, lst, bitfit, ln_tuning, visual_only, "
+            "full",
+        ),
+        ("method.placement=decoder", "method.placement is 'decoder'. It is one of: null, all, encoder"),
+        (
+            "method.adapter_places=feedforward",
+            "method.adapter_places is 'feedforward'. Did you mean 'feed_forward'? It is one of: null, all, feed_forward",
         ),
         ("method.prompt_init=x", "method.prompt_init is 'x'. It is one of: vocabulary, text, normal"),
         (

@@ -10,11 +10,11 @@ from peft import PeftConfig, PeftType
 
 from dept_vl.model.adapter import PEFT_TYPE, TENSORS_NAME, record_of
 from dept_vl.model.budget import Budget, solve_budget
-from dept_vl.settings import OFFSETS
+from dept_vl.settings import OFFSET_KINDS, OFFSETS
 from feature_extraction.errors import UsageError
 
 CHOICES = {
-    "offset": tuple(OFFSETS.values()),
+    "offset": OFFSET_KINDS,
     "prompt_init": ("vocabulary", "text", "normal"),
     "low_rank_init": ("official", "paper"),
 }

@@ -21,6 +21,7 @@ class Budget(NamedTuple):
     hidden_size: int  # d
     rank: int  # r
     offset: str = "position"  # what is added to the embeddings: position (DePT), token (ADePT) or both, of one rank
+    parameters: int | None = None  # that may be spent instead of l * d
 
     @property
     def per_rank(self) -> int:
@@ -40,8 +41,8 @@ class Budget(NamedTuple):
 
     @property
     def allowed(self) -> int:
-        """Parameters of a plain soft prompt of length l."""
-        return self.budget_length * self.hidden_size
+        """Parameters that may be spent: those of a plain soft prompt of length l, if nothing else is said."""
+        return self.budget_length * self.hidden_size if self.parameters is None else self.parameters
 
     @property
     def spent(self) -> int:
@@ -50,8 +51,9 @@ class Budget(NamedTuple):
 
     def describe(self) -> str:
         """One line with the sizes, and advice where much of the budget cannot be spent."""
-        l, m, s, d, r, offset = self  # noqa: E741 - the paper's letters
-        line = f"{OFFSET_NAMES[offset]}: l={l} m={m} s={s} d={d} r={r}: {self.spent:,} of {self.allowed:,} parameters"
+        l, m, s, d, r, offset, parameters = self  # noqa: E741 - the paper's letters
+        limit = f"l={l} " if parameters is None else ""
+        line = f"{OFFSET_NAMES[offset]}: {limit}m={m} s={s} d={d} r={r}: {self.spent:,} of {self.allowed:,} parameters"
         left, useful = self.allowed - self.spent, self.largest_useful_rank
         if left < self.per_rank:
             return line
@@ -60,7 +62,7 @@ class Budget(NamedTuple):
         bound = f"{'d' if offset == 'token' else 'min(s, d)'} = {useful}"
         return (
             f"{line}; {left:,} are left over, since a rank above {bound} adds nothing. Raise method.prompt_length (m) "
-            f"to {m + left // d}, or lower method.budget_length (l)"
+            f"to {m + left // d}, or lower {'method.budget_length (l)' if parameters is None else 'the budget'}"
         )
 
 
@@ -72,29 +74,34 @@ def solve_budget(
     hidden_size: int,
     rank: int | None = None,
     offset: str = "position",
+    parameters: int | None = None,
 ) -> Budget:
     """The largest rank that the budget allows: for DePT ``r = (l - m) * d / (s + d)``, rounded down, at most min(s, d).
 
     Args:
         rank: a rank to check instead.
         offset: position (DePT), token (ADePT) or both.
+        parameters: that may be spent instead of l * d.
 
     Raises:
         UsageError: the prompt is longer than the budget, or the given rank overspends it.
     """
-    if prompt_length > budget_length:
+    empty = Budget(budget_length, prompt_length, max_text_length, hidden_size, 0, offset, parameters)
+    limit, more = (f"l={budget_length} allows", "l") if parameters is None else ("the budget is", "the budget")
+    if prompt_length * hidden_size > empty.allowed:
+        known = f"method.budget_length (l) is {budget_length}" if parameters is None else f"{limit} {parameters:,}"
+        longest = "l" if parameters is None else f"{parameters // hidden_size}"
         raise UsageError(
-            f"method.prompt_length (m) is {prompt_length} but method.budget_length (l) is {budget_length}; "
-            f"{OFFSET_NAMES[offset]} needs m <= l: lower m or raise l"
+            f"method.prompt_length (m) is {prompt_length} but {known}; {OFFSET_NAMES[offset]} needs m <= {longest}: "
+            f"lower m or raise {more}"
         )
-    empty = Budget(budget_length, prompt_length, max_text_length, hidden_size, 0, offset)
     largest = (empty.allowed - empty.fixed) // empty.per_rank
     if largest < 0 or (rank is not None and rank > largest):
         asked = empty._replace(rank=rank or 0)
         fits = f"The largest rank that fits is {largest}" if largest >= 0 else "No rank fits"
         raise UsageError(
             f"method.rank (r) is {'null' if rank is None else rank}: with m={prompt_length}, s={max_text_length}, "
-            f"d={hidden_size} that is {asked.spent:,} parameters, but l={budget_length} allows {asked.allowed:,}. "
-            f"{fits}; lower m or raise l for more"
+            f"d={hidden_size} that is {asked.spent:,} parameters, but {limit} {asked.allowed:,}. "
+            f"{fits}; lower m or raise {more} for more"
         )
     return empty._replace(rank=min(largest, empty.largest_useful_rank) if rank is None else rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -58,7 +59,9 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         insertions = _insert(settings.method, backbone)
-    prompt, notes = _build_prompts(settings, backbone, torch.Generator().manual_seed(seed))
+        spent = sum(value.numel() for one in insertions if one.group == "adapter" for value in one.parameters)
+        prompt, notes = _build_prompts(settings, backbone, spent, torch.Generator().manual_seed(seed))
+    notes = [*(one.note for one in insertions if one.note), *notes]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         visual = None
@@ -90,6 +93,11 @@ def _insert(method: MethodSettings, backbone: Backbone) -> list[Insertion]:
     if method.name == "full":
         return [Insertion("backbone", list(backbone.model.parameters()), "")]
     return []
+
+
+def _allowed(method: MethodSettings, backbone: Backbone) -> int:
+    """Parameters that the method's own may be."""
+    return method.budget_length * backbone.hidden_size if method.budget is None else method.budget
 
 
 def _check_family(settings: Settings, backbone: Backbone) -> None:
@@ -165,16 +173,18 @@ def _build_encoder(
 
 
 def _build_prompts(
-    settings: Settings, backbone: Backbone, generator: torch.Generator
+    settings: Settings, backbone: Backbone, spent: int, generator: torch.Generator
 ) -> tuple[SoftPrompt | TaskPrompts | None, list[str]]:
-    """The prompt that all tasks share, or one for each, and what to tell the user about it."""
-    if settings.method.prompt_sharing == "shared":
-        longest = max(task.max_text_length for task in settings.tasks.values())
-        return _build_prompt(settings.method, backbone, longest, generator)
-    built = {
-        name: _build_prompt(settings.method, backbone, task.max_text_length, generator)
-        for name, task in settings.tasks.items()
-    }
+    """The prompt that all tasks share, or one for each, and what to tell the user about it.
+
+    ``spent`` is what the method has put into the layers, out of the same budget.
+    """
+    method, texts = settings.method, {name: task.max_text_length for name, task in settings.tasks.items()}
+    if spent:
+        method = replace(method, budget=_allowed(method, backbone) - spent)
+    if method.prompt_sharing == "shared":
+        return _build_prompt(method, backbone, max(texts.values()), generator)
+    built = {name: _build_prompt(method, backbone, length, generator) for name, length in texts.items()}
     prompts = {name: prompt for name, (prompt, _) in built.items() if prompt is not None}
     return (
         TaskPrompts(prompts) if prompts else None,
@@ -185,11 +195,18 @@ def _build_prompts(
 def _build_prompt(
     method: MethodSettings, backbone: Backbone, max_text_length: int, generator: torch.Generator
 ) -> tuple[SoftPrompt | None, list[str]]:
+    allowed = _allowed(method, backbone)
     offset = OFFSETS.get(method.name)
     if offset is None:
         return None, []
     if offset == "none":
-        return SoftPrompt(_initial_prompt(method, backbone, method.budget_length, generator)), []
+        length = allowed // backbone.hidden_size
+        if not length:
+            raise UsageError(
+                f"prompt cannot meet the budget of {allowed:,} parameters: the nearest setting, one prompt token, "
+                f"costs {backbone.hidden_size:,}. Raise method.budget to that or choose another method"
+            )
+        return SoftPrompt(_initial_prompt(method, backbone, length, generator)), []
     budget = solve_budget(
         budget_length=method.budget_length,
         prompt_length=method.prompt_length,
@@ -197,6 +214,7 @@ def _build_prompt(
         hidden_size=backbone.hidden_size,
         rank=method.rank,
         offset=offset,
+        parameters=method.budget,
     )
     initial = _initial_prompt(method, backbone, budget.prompt_length, generator)
     return make_prompt(

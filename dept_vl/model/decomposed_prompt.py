@@ -66,7 +66,6 @@ class DecomposedPrompt(SoftPrompt):
         return {**found, "low_rank": {"a": self.a, "b": self.b, **found["low_rank"]}}
 
 
-
 def official_a(length: int, rank: int, *, generator: torch.Generator) -> Float[Tensor, "s R"]:
     """A as the official code starts it: uniform within 1/sqrt(R) (Kaiming with a = sqrt(5), fan-in R)."""
     return (torch.rand(length, rank, generator=generator) * 2 - 1) / math.sqrt(max(rank, 1))

@@ -121,3 +121,22 @@ def test_a_prompt_that_leaves_no_room_for_the_network_is_refused() -> None:
         "method.rank (r) is null: with m=10, s=8, d=16 that is 176 parameters, but l=10 allows 160. No rank fits; "
         "lower m or raise l for more"
     )
+
+
+def test_a_number_of_parameters_stands_for_the_prompt_length_of_the_budget() -> None:
+    by_length = solve_budget(budget_length=100, prompt_length=40, max_text_length=256, hidden_size=768)
+    sizes = {"budget_length": 1, "prompt_length": 40, "max_text_length": 256, "hidden_size": 768}
+    budget = solve_budget(**sizes, parameters=76_800)
+    assert (budget.rank, budget.spent, budget.allowed) == (by_length.rank, 76_800, 76_800)
+    assert budget.describe() == "DePT: m=40 s=256 d=768 r=45: 76,800 of 76,800 parameters"
+    with pytest.raises(UsageError) as raised:
+        solve_budget(**sizes, parameters=76_800, rank=46)
+    assert str(raised.value) == (
+        "method.rank (r) is 46: with m=40, s=256, d=768 that is 77,824 parameters, but the budget is 76,800. "
+        "The largest rank that fits is 45; lower m or raise the budget for more"
+    )
+    with pytest.raises(UsageError) as raised:
+        solve_budget(**sizes, parameters=30_719)
+    assert str(raised.value) == (
+        "method.prompt_length (m) is 40 but the budget is 30,719; DePT needs m <= 39: lower m or raise the budget"
+    )
