@@ -137,7 +137,10 @@ def test_wrong_types_are_refused_with_layer_key_and_value(override: str, reason:
             "dept_lora, p_tuning, mpt, prefix, lora, ia3, adapter, adapter_drop, lst, bitfit, ln_tuning, visual_only, "
             "full",
         ),
-        ("method.placement=decoder", "method.placement is 'decoder'. It is one of: null, all, encoder"),
+        (
+            "method.placement=decoder",
+            "method.placement is 'decoder'. Did you mean 'encoder'? It is one of: null, all, encoder",
+        ),
         (
             "method.adapter_places=feedforward",
             "method.adapter_places is 'feedforward'. Did you mean 'feed_forward'? It is one of: null, all, feed_forward",
