@@ -18,6 +18,7 @@ from torch.optim import AdamW
 from tqdm import tqdm
 
 from dept_vl.command_line import StopSignal, say
+from dept_vl.memory import peak_memory
 from dept_vl.model.adapter import restore_tensors, trained_tensors
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
 from dept_vl.model.heads import StepOutput
@@ -299,6 +300,7 @@ def _record(run: _Run, record: Mapping[str, Any]) -> None:
     """Write to the local log, and hand the numbers to the tracker, whose failure never stops training."""
     if run.log is None:
         return
+    record = {**record, "peak_memory_bytes": peak_memory(run.accelerator.device)}
     run.log.write(record)
     # At a validation each task has a record of the same step.
     prefix = f"{record['task']}/" if "task" in record and len(run.settings.tasks) > 1 else ""

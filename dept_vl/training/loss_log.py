@@ -11,7 +11,10 @@ from feature_extraction.durable import write_durably
 
 
 class LossLog:
-    """Appends records to log.jsonl. Every record has a ``step``; ``seconds`` are the only ones of a clock."""
+    """Appends records to log.jsonl. Every record has a ``step``.
+
+    Of equal runs only ``seconds`` and ``peak_memory_bytes`` differ.
+    """
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
         """Open the log and drop all that was written after ``resume_step``, or only in part."""

@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from dept_vl.command_line import StopSignal, say
-from dept_vl.data.dataset import ExampleDataset
-from dept_vl.data.order import task_turns
+from dept_vl.data.dataset import ExampleDataset, VisualSource
+from dept_vl.data.order import Turn, task_turns
 from dept_vl.data.tokens import cache_folder
 from dept_vl.inference import make_dataset, predict
 from dept_vl.model.adapter import Adapter, load_adapter
@@ -57,47 +58,14 @@ def train_run(
             written.
         NumericalError, Interrupted: as ``training.loop.train``.
     """
-    accelerator = _accelerator(settings, output)
+    accelerator = make_accelerator(settings, output)
     talks = accelerator.is_main_process
 
-    stores = {path: FeatureStore.open(path) for path in dict.fromkeys(features.values())}
-    store = next(iter(stores.values()), None)  # none of tasks without images
-    for path, other in stores.items():
-        if store is not None:
-            refuse_differences(
-                store.identity,
-                other.identity,
-                what=f"The features of {store.path} and {path} were not extracted in the same way",
-                advice="Tasks that train together share the visual embedding: extract all with one backbone and grid",
-            )
-            settings = replace(settings, features=store.settings)
-    tasks = read_tasks(
-        settings, data, {name: stores[features[name]] if name in features else store for name in settings.tasks}
-    )
-    if talks:
-        for one in stores.values():
-            one.verify()
-
-    backbone = load_backbone(settings.backbone, dtype=compute_dtype(settings))
-    answers = {name: task.answers for name, task in tasks.items() if task.answers is not None}
-    built = build_model(
-        settings,
-        backbone,
-        visual_tokens=store.visual_tokens if store else 0,
-        feature_width=store.feature_width if store else 0,
-        seed=settings.training.seed,
-        answers=answers,
-    )
-    identity = run_identity(settings, backbone, store)
+    settings, tasks, store = read_inputs(settings, data, features, verify=talks)
+    prepared = prepare(settings, tasks, store)
+    built, turns = prepared.built, prepared.turns
+    identity = run_identity(settings, prepared.backbone, store)
     start, source_digest = _start(settings, built, identity)
-    epoch_steps = {name: task.epoch_steps for name, task in tasks.items()}
-    total_steps = settings.training.steps or math.ceil((settings.training.epochs or 0) * sum(epoch_steps.values()))
-    turns = task_turns(
-        epoch_steps,
-        total_steps=total_steps,
-        temperature=settings.training.mixing_temperature,
-        seed=settings.training.seed,
-    )
     _check_disk(output, built.trainable, tasks=len(tasks))
     if talks:
         for note in [*built.notes, *start]:
@@ -135,8 +103,8 @@ def train_run(
     _start_tracker(accelerator, settings)
 
     with accelerator.main_process_first():  # the first process tokenises, the others read its cache
-        training_sets = {name: _dataset(task, task.training, backbone) for name, task in tasks.items()}
-        validation_sets = {name: _dataset(task, task.validation, backbone) for name, task in tasks.items()}
+        training_sets = {name: make_set(task, task.training, prepared.backbone) for name, task in tasks.items()}
+        validation_sets = {name: make_set(task, task.validation, prepared.backbone) for name, task in tasks.items()}
 
     def batches_from(step: int) -> Iterator[Batch]:
         return task_batches(
@@ -158,13 +126,15 @@ def train_run(
         batches_from=batches_from,
         validate=validate,
         settings=settings,
-        total_steps=total_steps,
+        total_steps=len(turns),
         folder=output,
         accelerator=accelerator,
         stop=stop,
     )
     if talks:
-        adapters = {name: Adapter(identity, asdict(settings), best, answers) for name, best in result.best.items()}
+        adapters = {
+            name: Adapter(identity, asdict(settings), best, prepared.answers) for name, best in result.best.items()
+        }
         folder = publish_adapters(output, adapters, settings)
         for name, step in result.progress.best_step.items():
             say(
@@ -173,6 +143,77 @@ def train_run(
             )
         say(f"Adapter: {folder}")
     accelerator.end_training()
+
+
+def read_inputs(
+    settings: Settings, data: Mapping[str, Path], features: Mapping[str, Path], *, verify: bool
+) -> tuple[Settings, dict[str, TaskData], FeatureStore | None]:
+    """The settings with those of the features, each task's data, and a feature store if a task has images.
+
+    ``verify`` reads the whole of the stores.
+
+    Raises:
+        InputDataError, IncompatibleError, DamagedError: examples and features are not whole, or do not fit together.
+    """
+    stores = {path: FeatureStore.open(path) for path in dict.fromkeys(features.values())}
+    store = next(iter(stores.values()), None)  # none of tasks without images
+    for path, other in stores.items():
+        if store is not None:
+            refuse_differences(
+                store.identity,
+                other.identity,
+                what=f"The features of {store.path} and {path} were not extracted in the same way",
+                advice="Tasks that train together share the visual embedding: extract all with one backbone and grid",
+            )
+            settings = replace(settings, features=store.settings)
+    tasks = read_tasks(
+        settings, data, {name: stores[features[name]] if name in features else store for name in settings.tasks}
+    )
+    if verify:
+        for one in stores.values():
+            one.verify()
+    return settings, tasks, store
+
+
+class Prepared(NamedTuple):
+    """A run that is ready to start: everything fits together, and nothing has been written."""
+
+    backbone: Backbone
+    built: BuiltModel
+    answers: dict[str, list[str]]  # of the tasks that answer from a list
+    turns: Sequence[Turn]  # one for each step
+
+
+def prepare(settings: Settings, tasks: Mapping[str, TaskData], source: VisualSource | None) -> Prepared:
+    """Load the backbone, build the model, and lay out the steps.
+
+    Raises:
+        UsageError, InputDataError, DamagedError: as ``load_backbone`` and ``build_model``.
+    """
+    backbone = load_backbone(settings.backbone, dtype=compute_dtype(settings))
+    answers = {name: task.answers for name, task in tasks.items() if task.answers is not None}
+    built = build_model(
+        settings,
+        backbone,
+        visual_tokens=source.visual_tokens if source else 0,
+        feature_width=source.feature_width if source else 0,
+        seed=settings.training.seed,
+        answers=answers,
+    )
+    epoch_steps = {name: task.epoch_steps for name, task in tasks.items()}
+    turns = task_turns(
+        epoch_steps,
+        total_steps=settings.training.steps or math.ceil((settings.training.epochs or 0) * sum(epoch_steps.values())),
+        temperature=settings.training.mixing_temperature,
+        seed=settings.training.seed,
+    )
+    return Prepared(backbone, built, answers, turns)
+
+
+def make_set(task: TaskData, examples: Sequence[Example], backbone: Backbone) -> ExampleDataset:
+    """Some of a task's examples with their token ids, from the cache folder where this was done before."""
+    answers = task.answers if task.settings.task.head == "classification" else None
+    return make_dataset(examples, task.store, backbone, task.settings, cache=cache_folder(), answers=answers or ())
 
 
 def _start(settings: Settings, built: BuiltModel, identity: Mapping[str, object]) -> tuple[list[str], str | None]:
@@ -184,11 +225,6 @@ def _start(settings: Settings, built: BuiltModel, identity: Mapping[str, object]
     parts = settings.method.init_parts
     notes = start_from(built.model, built.groups, source, parts=parts, identity=identity, path=path)
     return notes, weight_digest(source.tensors)
-
-
-def _dataset(task: TaskData, examples: Sequence[Example], backbone: Backbone) -> ExampleDataset:
-    answers = task.answers if task.settings.task.head == "classification" else None
-    return make_dataset(examples, task.store, backbone, task.settings, cache=cache_folder(), answers=answers or ())
 
 
 def _validate(predictions: Sequence[Prediction], task: TaskData) -> Validation:
@@ -216,7 +252,12 @@ def _validate(predictions: Sequence[Prediction], task: TaskData) -> Validation:
     )
 
 
-def _accelerator(settings: Settings, output: Path) -> Accelerator:
+def make_accelerator(settings: Settings, output: Path) -> Accelerator:
+    """What moves batches and averages gradients, in the precision of the settings, with their tracker.
+
+    Raises:
+        UsageError: the tracker is not installed.
+    """
     tracker = settings.training.tracker
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise UsageError(

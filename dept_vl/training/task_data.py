@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dept_vl.data.dataset import ExampleDataset
+from dept_vl.data.dataset import ExampleDataset, VisualSource
 from dept_vl.data.loader import TrainingBatch, training_batches
 from dept_vl.data.order import Turn, steps_per_epoch
 from dept_vl.data.preflight import check_examples
@@ -29,7 +29,7 @@ class TaskData(NamedTuple):
 
     task: Task
     settings: Settings  # as this task sees them
-    store: FeatureStore | None  # of its images; None where it has none
+    store: VisualSource | None  # of its images; None where it has none
     training: Sequence[Example]
     validation: Sequence[Example]
     answers: list[str] | None
