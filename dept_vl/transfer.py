@@ -1,24 +1,17 @@
-"""Few-shot transfer from several sources, over several seeds: ``python -m dept_vl.transfer --help``.
-
-Each of ``DIR/runs/SOURCE-PARTS/kK-seedS`` is an ordinary run. A seed draws the examples and is the run's own, so all
-sources of one k and seed learn from the same examples.
-"""
+"""Few-shot transfer from several sources, over several seeds: ``python -m dept_vl.transfer --help``."""
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import product
+from collections.abc import Sequence
 from pathlib import Path
 
 from dept_vl.command_line import Parser, StopSignal, command_text, paths_by_task, run, say
-from dept_vl.config import layer_names, load_settings, settings_from_yaml
+from dept_vl.config import layer_names, load_settings
 from dept_vl.settings import INIT_PARTS, Settings
-from dept_vl.transfer_results import Cell, Outcome, Start, write_results
-from feature_extraction.errors import Interrupted, UsageError
+from dept_vl.transfer_results import Start, write_results
+from feature_extraction.errors import UsageError
 
 MODES = INIT_PARTS
 SCRATCH = "scratch"  # the name of a start without a source
@@ -44,22 +37,21 @@ def main(arguments: list[str]) -> None:
     if not sources and not options.scratch:
         raise UsageError("There is nothing to compare: give --sources RUN ..., or --scratch, or both")
 
-    from accelerate import Accelerator
+    from dept_vl.transfer_runs import run_transfer, source_starts
 
-    # Its mixed precision is the whole process's: runs that are only evaluated must not set another.
-    Accelerator(mixed_precision="bf16" if settings.training.precision == "bf16" else "no")
-    starts = [*_starts(sources, modes), *([Start(SCRATCH)] if options.scratch else [])]
-    # A seed after the other, so that a source which does not fit is told in the first minutes.
-    cells = [Cell(start, count, seed) for seed, count, start in product(range(options.seeds), shots, starts)]
-    outcomes = []
+    starts = [*source_starts(sources, modes), *([Start(SCRATCH)] if options.scratch else [])]
     with StopSignal() as stop:
-        for number, cell in enumerate(cells, start=1):
-            if stop:
-                raise Interrupted(f"{number - 1} of {len(cells)} runs are done. The same command goes on with the next")
-            say(f"[{number} of {len(cells)}] {cell.folder}")
-            chosen = _settings_of(settings, cell)
-            _train(chosen, cell, options.output / cell.folder, data, features, arguments, stop)
-            outcomes.append(_evaluated(options.output / cell.folder, cell))
+        outcomes = run_transfer(
+            settings,
+            starts,
+            shots=shots,
+            seeds=options.seeds,
+            folder=options.output,
+            data=data,
+            features=features,
+            command=command_text("dept_vl.transfer", arguments),
+            stop=stop,
+        )
     task, metric = settings.task.name, settings.task.selection_metric
     sys.stdout.write(write_results(options.output, outcomes, task=task, metric=metric, sources=sources))
     say(f"Wrote results.md, results.csv and results.json in {options.output}")
@@ -138,73 +130,6 @@ def _modes(text: str) -> list[str]:
     if unknown:
         raise UsageError(f"--modes has {unknown[0]!r}; it takes some of {', '.join(MODES)}, joined by commas")
     return list(dict.fromkeys(modes))
-
-
-def _starts(sources: Mapping[str, Path], modes: Sequence[str]) -> Iterator[Start]:
-    """Every source with every mode; a source that is no adapter is told before any work."""
-    from dept_vl.model.adapter import load_adapter
-    from dept_vl.model.transfer import find_adapter
-    from feature_extraction.weights import weight_digest
-
-    for name, path in sources.items():
-        folder = find_adapter(path)
-        digest = weight_digest(load_adapter(folder).tensors)
-        yield from (Start(name, mode, folder.resolve(), digest) for mode in modes)
-
-
-def _settings_of(settings: Settings, cell: Cell) -> Settings:
-    method = settings.method
-    if cell.start.path is not None:
-        method = replace(method, init_from=str(cell.start.path), init_parts=cell.start.parts)
-    return replace(
-        settings,
-        method=method,
-        data=replace(settings.data, shots=cell.shots, shots_seed=cell.seed),
-        training=replace(settings.training, seed=cell.seed),
-    )
-
-
-def _train(
-    settings: Settings,
-    cell: Cell,
-    folder: Path,
-    data: Mapping[str, Path],
-    features: Mapping[str, Path],
-    arguments: Sequence[str],
-    stop: StopSignal,
-) -> None:
-    """Train one run, or go on with it; of a finished one nothing is even loaded."""
-    from dept_vl.run_folder import read_record
-    from dept_vl.training.run import train_run
-
-    if (folder / "adapter").is_dir():
-        found, record = settings_from_yaml(folder / "config.yaml"), read_record(folder)
-        places = {task: str(path.resolve()) for task, path in data.items()}
-        same = replace(found, features=settings.features) == settings and record["data"] == places
-        if same and record["source_digest"] == cell.start.digest:
-            return  # otherwise train_run says what differs
-    train_run(
-        settings=settings,
-        data=data,
-        features=features,
-        output=folder,
-        command=command_text("dept_vl.transfer", arguments),
-        dry_run=False,
-        stop=stop,
-    )
-
-
-def _evaluated(folder: Path, cell: Cell) -> Outcome:
-    """The scores of a finished run, evaluated where that has not been done."""
-    from dept_vl.inference import evaluate_run
-
-    metrics = {}
-    for split in ("validation", "test"):
-        path = folder / "evaluation" / split / "metrics.json"
-        if not path.is_file():
-            evaluate_run(folder, split, single=True)
-        metrics[split] = json.loads(path.read_text())
-    return Outcome(cell, **metrics)
 
 
 if __name__ == "__main__":
