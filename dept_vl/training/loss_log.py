@@ -9,12 +9,11 @@ from typing import Any
 
 from feature_extraction.durable import write_durably
 
+MEASURED = ("seconds", "peak_memory_bytes")  # what differs between the logs of equal runs
+
 
 class LossLog:
-    """Appends records to log.jsonl. Every record has a ``step``.
-
-    Of equal runs only ``seconds`` and ``peak_memory_bytes`` differ.
-    """
+    """Appends records to log.jsonl. Every record has a ``step``."""
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
         """Open the log and drop all that was written after ``resume_step``, or only in part."""

@@ -19,7 +19,7 @@ from dept_vl.settings import OptimizerSettings
 from dept_vl.training import loop
 from dept_vl.training.checkpoint import Progress, load_newest_checkpoint
 from dept_vl.training.loop import TrainingResult
-from dept_vl.training.loss_log import read_log
+from dept_vl.training.loss_log import MEASURED, read_log
 from dept_vl.types import Batch
 from feature_extraction.errors import Interrupted, NumericalError
 
@@ -107,7 +107,8 @@ def test_the_log_has_a_line_for_each_window_and_each_validation(make_bench: Make
     bench.scores = [12.5]
     bench.run()
     first, second, validation = read_log(tmp_path / "log.jsonl")
-    assert list(first) == ["step", "loss", "gradient_norm", "learning_rate", "update_norm", "seconds"]
+    assert list(first)[:5] == ["step", "loss", "gradient_norm", "learning_rate", "update_norm"]
+    assert tuple(list(first)[5:]) == MEASURED
     assert (first["step"], second["step"]) == (1, 2)
     assert set(first["seconds"]) == {"update", "waiting_for_batch"}
     assert set(first["update_norm"]) == {"prompt", "low_rank", "visual"}
@@ -122,7 +123,9 @@ def test_the_log_has_a_line_for_each_window_and_each_validation(make_bench: Make
         "update_norm": second["update_norm"],
         "most_frequent_answer": "yes",
         "most_frequent_share": 0.5,
+        "peak_memory_bytes": validation["peak_memory_bytes"],
     }
+    assert 0 < first["peak_memory_bytes"] <= validation["peak_memory_bytes"]
 
 
 def test_a_line_of_the_log_averages_over_its_window(make_bench: MakeBench, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dept_vl.command_line import run
 from dept_vl.config import settings_from_yaml
 from dept_vl.evaluate import main as evaluate_main
 from dept_vl.train import main
-from dept_vl.training.loss_log import LossLog, read_log
+from dept_vl.training.loss_log import MEASURED, LossLog, read_log
 from feature_extraction.store.layout import seal, unseal
 
 PairArguments = Callable[..., list[str]]
@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, Any]:
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
     records = read_log(folder / "log.jsonl")
-    found["log.jsonl"] = [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+    found["log.jsonl"] = [{name: value for name, value in record.items() if name not in MEASURED} for record in records]
     found["run.json"] = json.loads(found["run.json"]) | {"command": ""}
     return found
 

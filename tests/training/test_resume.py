@@ -18,7 +18,7 @@ import pytest
 
 from dept_vl.command_line import run
 from dept_vl.train import main
-from dept_vl.training.loss_log import LossLog, read_log
+from dept_vl.training.loss_log import MEASURED, LossLog, read_log
 
 TrainArguments = Callable[..., list[str]]
 
@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, Any]:
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
     records = read_log(folder / "log.jsonl")
-    found["log.jsonl"] = [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+    found["log.jsonl"] = [{name: value for name, value in record.items() if name not in MEASURED} for record in records]
     # The two name the folder that they lie in.
     found["run.json"] = json.loads(found["run.json"]) | {"command": ""}
     return found
