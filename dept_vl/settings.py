@@ -30,7 +30,8 @@ class MethodSettings:
     budget_length: int = 100  # l: the prompt length whose parameters, l * H, may be spent; prompt tuning uses it whole
     budget: int | None = None  # parameters of the method's own, instead of l * H
     prompt_length: int = 40  # m: length of the short prompt of DePT, ADePT and P-tuning
-    rank: int | None = None  # r of DePT, ADePT and LoRA; null: the largest that the budget allows
+    rank: int | None = None  # r of DePT and ADePT; null: the largest that the budget allows
+    lora_rank: int | None = None  # r of LoRA; null: the largest that the budget allows
     width: int | None = None  # of adapters, P-tuning's network and the ladder; null: the largest in the budget
     placement: str | None = None  # of LoRA, (IA)3, adapters, prefixes: all layers or encoder; null: the most that fits
     adapter_places: str | None = None  # all (Houlsby) or feed_forward (Pfeiffer); null: the most that fits
@@ -196,7 +197,7 @@ CHOICES = {
 }
 
 AT_LEAST = {
-    **dict.fromkeys(("method.budget_length", "method.budget", "method.width"), 1),
+    **dict.fromkeys(("method.budget_length", "method.budget", "method.width", "method.lora_rank"), 1),
     **dict.fromkeys(("task.max_text_length", "task.num_beams"), 1),
     **dict.fromkeys(("task.batch_size", "task.passes_per_epoch"), 1),
     **dict.fromkeys(("method.prompt_length", "method.rank", "task.images_per_example"), 0),

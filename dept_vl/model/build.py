@@ -13,7 +13,12 @@ from dept_vl.model.budget import solve_budget
 from dept_vl.model.decomposed_prompt import make_prompt
 from dept_vl.model.families import DecoderOnly, EncoderDecoder, EncoderOnly
 from dept_vl.model.heads import ClassificationHead, FirstStepHead, GenerationHead, Head
+from dept_vl.model.methods.bottleneck import insert_adapter
 from dept_vl.model.methods.insertion import Insertion
+from dept_vl.model.methods.ladder import insert_ladder
+from dept_vl.model.methods.lora import insert_ia3, insert_lora
+from dept_vl.model.methods.own_parameters import train_all, train_biases, train_norms
+from dept_vl.model.methods.prefix import insert_prefix
 from dept_vl.model.multimodal_encoder import MultimodalEncoder
 from dept_vl.model.prompted_model import Encoder, PromptedModel
 from dept_vl.model.prompted_text import CausalInput, PromptedEncoder
@@ -22,6 +27,20 @@ from dept_vl.model.trainable import ParameterGroup, TrainableCount, count_traina
 from dept_vl.model.visual_embedding import VisualEmbedding
 from dept_vl.settings import OFFSETS, MethodSettings, Settings, TaskSettings
 from feature_extraction.errors import UsageError
+
+INSERTIONS = {
+    "full": train_all,
+    "bitfit": train_biases,
+    "ln_tuning": train_norms,
+    "lora": insert_lora,
+    "dept_lora": insert_lora,
+    "ia3": insert_ia3,
+    "adapter": insert_adapter,
+    "adapter_drop": insert_adapter,
+    "prefix": insert_prefix,
+    "lst": insert_ladder,
+}
+FIXED_SIZE = ("full", "bitfit", "ln_tuning", "ia3")
 
 
 class BuiltModel(NamedTuple):
@@ -90,9 +109,19 @@ def build_model(
 
 def _insert(method: MethodSettings, backbone: Backbone) -> list[Insertion]:
     """Change the backbone's layers as the method does, or choose what trains of its own."""
-    if method.name == "full":
-        return [Insertion("backbone", list(backbone.model.parameters()), "")]
-    return []
+    insert = INSERTIONS.get(method.name)
+    if insert is None:
+        return []
+    allowed: int | None = _allowed(method, backbone)
+    if method.name == "dept_lora":
+        allowed = int(_allowed(method, backbone) * method.lora_share)
+    elif method.budget is None and (method.name in FIXED_SIZE or _size(method)):
+        allowed = None  # what has one size, or is given it, keeps to a budget where one is asked for
+    return [insert(backbone, method, allowed=allowed)]
+
+
+def _size(method: MethodSettings) -> int | None:
+    return method.lora_rank if method.name == "lora" else method.width
 
 
 def _allowed(method: MethodSettings, backbone: Backbone) -> int:

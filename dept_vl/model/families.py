@@ -42,7 +42,7 @@ class EncoderDecoder:
 
     def first_state(
         self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
-    ) -> Float[Tensor, "B H"]:
+    ) -> Float[Tensor, "B width"]:
         """The decoder's last state at its start token."""
         output = self._decode(model, states, mask, self._start(model, states), output_hidden_states=True)
         state: Tensor = output.decoder_hidden_states[-1]
@@ -116,7 +116,7 @@ class DecoderOnly:
 
     def first_state(
         self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
-    ) -> Float[Tensor, "B H"]:
+    ) -> Float[Tensor, "B width"]:
         """The last state of the text's last token."""
         state: Tensor = self._run(model, states, mask, last=1, output_hidden_states=True).hidden_states[-1]
         return state[:, -1]
@@ -167,7 +167,7 @@ class EncoderOnly:
 
     def first_state(
         self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
-    ) -> Float[Tensor, "B H"]:
+    ) -> Float[Tensor, "B width"]:
         """The last state of the text's first token ([CLS], <s>)."""
         return states[:, self._prompt_length]
 
