@@ -108,18 +108,19 @@ def run(command: Callable[[list[str]], None], arguments: Sequence[str]) -> int:
         say("Stopped at once. The same command goes on from what was saved")
         return 130
     except Exception as error:
-        code = _exit_code(error)
+        code = exit_code_of(error)
         if code is None or "--debug" in arguments:
             traceback.print_exc()
         if code is None:
             say("This is a fault of dept_vl. Please report it with the lines above")
             return 1
-        say(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {_one_line(error)}")
+        say(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {one_line(error)}")
         return code
     return 0
 
 
-def _exit_code(error: Exception) -> int | None:
+def exit_code_of(error: Exception) -> int | None:
+    """The exit code of a failure that a user can meet; None of a fault of ours."""
     code = getattr(error, "exit_code", None)
     if code is not None:
         return int(code)
@@ -133,7 +134,8 @@ def _exit_code(error: Exception) -> int | None:
     return None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What a failure is told by: its message, which may be a table and then has more lines."""
     if isinstance(error, OSError) and error.strerror and len(error.args) >= 2 and error.filename is None:
         return error.strerror
     if type(error).__name__ == "OutOfMemoryError":
