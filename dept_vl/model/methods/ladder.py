@@ -8,7 +8,8 @@ block i gives, e the stack's input, and mu_i = sigmoid(alpha_i / 0.1):
 
 block_i is the library's T5 block of width w with as many heads as the frozen one; in the decoder it attends to the
 encoder's last s. The decoder's last state is the frozen one plus up(norm(s)), where up starts at zero: a fresh ladder
-changes nothing. Side blocks use the frozen stack's position biases and masks, and its dropout.
+changes nothing. Side blocks use the frozen stack's position biases and masks, and its dropout. The published runs on
+images and text have w = H / 4, which is 16,385,304 parameters beside T5-base: 7.46 % with the visual embedding.
 
 What differs from the published code: side blocks start at the library's random values, not at pruned weights of the
 backbone, which the paper finds better; the frozen decoder's last state is kept beside up(norm(s)); and visual tokens
@@ -115,6 +116,7 @@ class Side(nn.Module):
         self._state = self.block[index](*call.args[1:], **call.kwargs)[0]
 
     def _finish(self) -> Tensor:
+        """The normed last s; nothing is kept for the next forward."""
         state: Tensor = self.norm(self._state)
         self._forget()
         return state
