@@ -19,7 +19,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package)
 
 FLOORS = (
     {"feature_extraction"},
-    {"dept_vl.types", "dept_vl.settings", "dept_vl.command_line"},
+    {"dept_vl.types", "dept_vl.settings", "dept_vl.command_line", "dept_vl.memory"},
     {"dept_vl.config", "dept_vl.metrics"},
     {"dept_vl.formats"},
     {"dept_vl.model", "dept_vl.data", "dept_vl.tasks"},
@@ -34,6 +34,12 @@ FLOORS = (
         "dept_vl.report_picture",
         "dept_vl.integrations",
         "dept_vl.transfer_results",
+        "dept_vl.transfer_runs",
+        "dept_vl.cost",
+        "dept_vl.costs",
+        "dept_vl.apart",
+        "dept_vl.sweeping",
+        "dept_vl.figures_of_paper",
     },
     {
         "dept_vl.extract",
@@ -50,6 +56,9 @@ FLOORS = (
         "dept_vl.pack",
         "dept_vl.transfer",
         "dept_vl.import_official",
+        "dept_vl.plan",
+        "dept_vl.sweep",
+        "dept_vl.figures",
     },
     {"dept_vl", "dept_vl.bench"},  # the front door, which imports a name when it is asked for, and the benchmarks
 )
