@@ -139,5 +139,7 @@ def _alone(folder: Path) -> Iterator[None]:
             raise UsageError(
                 f"{folder} is being run by another process. Wait for its end, or stop it, and give the command again"
             ) from None
-        yield
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
