@@ -20,6 +20,7 @@ from feature_extraction.errors import InputDataError, UsageError
 PARTS = {"prompt": {"prompt"}, "prompt_a": {"prompt", "a"}}  # by method.init_parts; "all" is whatever there is
 LETTERS = {"prompt": "P", "a": "A", "b": "B", "w1": "W1", "b1": "b1", "w2": "W2", "b2": "b2", "backbone": "backbone"}
 SAME_BACKBONE = ("backbone.hidden_size", "backbone.weight_digest", "backbone.tokenizer_digest")
+METHOD_RECORD = "the source's adapter_config.json"
 VISUAL, IMAGE_ORDER = "visual_embedding.", "visual_embedding.image_order.weight"
 
 
@@ -168,13 +169,19 @@ def _method_fields(
     length = "method.budget_length" if method == "prompt" else "method.prompt_length"
     sizes = {"prompt": ("prompt length (m)", 0, length), "a": ("rank (r)", 1, "method.rank")}
     sizes["w1"] = sizes["a"]
+    inside = {name: tuple(value.shape) for name, value in source.tensors.items() if name.startswith("backbone.")}
     for name, origin in taken.items():
         prompt, _, part = name.rpartition(".")
-        if prompt.startswith("prompt") and part in sizes and origin in source.tensors:
+        if name.startswith("backbone."):
+            yield _Field(name, tuple(own[name].shape), inside.pop(name, ABSENT), f"method.* as in {METHOD_RECORD}")
+        elif prompt.startswith("prompt") and part in sizes and origin in source.tensors:
             what, axis, setting = sizes[part]
             size = source.tensors[origin].shape[axis]
             task = f" of {prompt.removeprefix('prompt.')}" if prompt != "prompt" else ""
             yield _Field(f"{what}{task}", own[name].shape[axis], size, f"{setting}={size}")
+    if "backbone" in wanted & _parts(own):
+        for name, shape in inside.items():
+            yield _Field(name, ABSENT, shape, f"method.* as in {METHOD_RECORD}")
 
 
 def _scale_fields(model: PromptedModel, source: Adapter) -> Iterator[_Field]:

@@ -167,6 +167,21 @@ class TestParts:
         assert all(torch.equal(state[name], value) for name, value in source.tensors.items())
         assert notes[0].endswith(": backbone")
 
+    def test_lora_goes_on_from_lora_of_the_same_rank_alone(
+        self, backbone: Backbone, make_t5: Callable[..., T5ForConditionalGeneration]
+    ) -> None:
+        def fresh() -> Backbone:
+            return backbone._replace(model=make_t5())
+
+        source = source_of(fresh(), settings("lora", lora_rank=2))
+        built, _ = start(fresh(), settings("lora", lora_rank=2), source)
+        state = trained_tensors(built.model, built.groups)
+        assert all(torch.equal(state[name], value) for name, value in source.tensors.items())
+        message = refused(fresh(), settings("lora", lora_rank=1), source)
+        assert "SelfAttention.q.lora_A.default.weight (1, 16) (2, 16)" in message
+        assert message.endswith("make this run like it: method.* as in the source's adapter_config.json")
+        assert "lora_A.default.weight" in refused(fresh(), settings("adapter", budget_length=100), source)
+
 
 class TestSizes:
     def test_a_longer_a_is_cut(self, backbone: Backbone) -> None:
