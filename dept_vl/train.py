@@ -50,6 +50,9 @@ def main(arguments: list[str]) -> None:
         help="t5-mini (default), a Hugging Face id such as google-t5/t5-base or, for text alone, gpt2, or a folder",
     )
     parser.add_argument("--recipe", metavar="NAME", help=f"one of: {', '.join(layer_names('recipe'))}")
+    parser.add_argument(
+        "--budget", type=int, metavar="N", help="parameters of the method's own, which choose its sizes (method.budget)"
+    )
     parser.add_argument("--shots", type=int, metavar="K", help="train on so many examples in all (data.shots)")
     parser.add_argument(
         "--init-from",
@@ -65,7 +68,11 @@ def main(arguments: list[str]) -> None:
     chosen = {group: getattr(options, group) for group in ("backbone", "method", "task", "recipe")}
     names = list(dict.fromkeys(name.strip() for name in options.task.split(",")))
     data = paths_by_task("--data", options.data, names)
-    shortcuts = {"data.shots": options.shots, "method.init_from": options.init_from and options.init_from.resolve()}
+    shortcuts = {
+        "method.budget": options.budget,
+        "data.shots": options.shots,
+        "method.init_from": options.init_from and options.init_from.resolve(),
+    }
     given = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
     # A wrong setting is told at once, before torch is loaded.
     settings = load_settings(chosen, [*given, *options.overrides], data=data)

@@ -18,7 +18,7 @@ from dept_vl.command_line import command_text, run
 from dept_vl.config import settings_from_yaml
 from dept_vl.model.adapter import load_adapter
 from dept_vl.model.trainable import TrainableCount
-from dept_vl.settings import TaskSettings
+from dept_vl.settings import METHODS, TaskSettings
 from dept_vl.tasks.task import Task
 from dept_vl.train import main
 from dept_vl.training import run as training_run
@@ -29,6 +29,7 @@ from feature_extraction.errors import InputDataError
 
 TrainArguments = Callable[..., list[str]]
 
+PROMPTED = ("dept", "prompt", "adept", "dept_adept", "p_tuning", "mpt")  # nothing of theirs is in the backbone
 TWO_STEPS = "training.steps=2"
 
 
@@ -42,16 +43,43 @@ def refused(
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["dept", "prompt", "visual_only", "full"])
-def test_every_method_trains_and_is_evaluated(train_arguments: TrainArguments, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"bitfit"}))  # a T5 has no biases
+def test_every_method_trains_goes_on_after_a_stop_and_is_evaluated(
+    train_arguments: TrainArguments, tmp_path: Path, method: str
+) -> None:
     folder = tmp_path / "run"
-    assert run(main, train_arguments(folder, TWO_STEPS, method=method)) == 0
-    own = {"dept": {"prompt.prompt", "prompt.a", "prompt.b", "prompt.trained_length"}, "prompt": {"prompt.prompt"}}
-    tensors = set(load_file(folder / "adapter" / "adapter_model.safetensors"))
+    arguments = train_arguments(folder, "training.steps=4", "method.budget_length=20", method=method)
+    assert run(main, arguments) == 0
+    path = folder / "adapter" / "adapter_model.safetensors"
+    whole, tensors = path.read_bytes(), set(load_file(path))
+    prompt = {"prompt.prompt", "prompt.a", "prompt.b", "prompt.trained_length"}
+    own = {"dept": prompt, "dept_lora": prompt, "prompt": {"prompt.prompt"}}
     rest = {name for name in tensors if not name.startswith(("visual_embedding.", "backbone."))}
-    assert rest == own.get(method, set())
-    assert any(name.startswith("backbone.") for name in tensors) is (method == "full")
+    assert rest == own.get(method, rest)
+    assert bool(rest) is (method in (*PROMPTED, "dept_lora"))
+    assert any(name.startswith("backbone.") for name in tensors) is (method not in (*PROMPTED, "visual_only"))
+    shutil.rmtree(folder / "adapter")
+    shutil.rmtree(max((folder / "checkpoints").glob("step-*")))
+    assert run(main, arguments) == 0
+    assert path.read_bytes() == whole
     assert evaluate_run(folder, "test")[0].scores.metrics["n"] == 7
+
+
+def test_a_budget_chooses_the_sizes(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method, line in (
+        ("dept", "DePT: m=4 s=8 d=16 r=8: 256 of 260 parameters"),
+        ("lora", "LoRA: rank 2 in q and v of the encoder's layers: 256 of 260 parameters"),
+    ):
+        assert run(main, train_arguments(tmp_path / method, "--budget", "260", "--dry-run", method=method)) == 0
+        assert capsys.readouterr().err.splitlines()[0] == line
+    assert refused(
+        train_arguments(tmp_path / "lora", "--budget", "100", method="lora"), 2, capsys, output=tmp_path / "lora"
+    ) == (
+        "error: LoRA cannot meet the budget of 100 parameters: the nearest setting, rank 1 in q and v of the encoder's "
+        "layers, costs 128. Raise method.budget to that or choose another method\n"
+    )
 
 
 def test_reading_processes_change_no_byte(train_arguments: TrainArguments, finished_run: Path, tmp_path: Path) -> None:
