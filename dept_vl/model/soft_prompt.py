@@ -15,11 +15,16 @@ COMMON_TOKENS = 5000  # Lester et al. sample the prompt from so many of the most
 
 
 class SoftPrompt(nn.Module):
-    """P vectors put before the text, whose tokens are embedded as the frozen model does, or with ADePT's offset."""
+    """P vectors put before the text, whose tokens are embedded as the frozen model does, or with ADePT's offset.
 
-    def __init__(self, prompt: Float[Tensor, "P H"], *, token_offset: TokenOffset | None = None) -> None:
+    Args:
+        prompt: the vectors to start from; None for a kind of prompt that computes them.
+    """
+
+    def __init__(self, prompt: Float[Tensor, "P H"] | None = None, *, token_offset: TokenOffset | None = None) -> None:
         super().__init__()
-        self.prompt = nn.Parameter(prompt)
+        if prompt is not None:
+            self.prompt = nn.Parameter(prompt)
         self.token_offset = token_offset
 
     def for_task(self, task: str) -> SoftPrompt:

@@ -7,7 +7,8 @@ masks and caches stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
+from operator import mul
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.methods.insertion import Insertion, Placement, choose_size, describe
+from dept_vl.model.methods.parts import layers_of
 from dept_vl.settings import MethodSettings
 from feature_extraction.errors import UsageError
 
@@ -67,16 +69,11 @@ def insert_prefix(backbone: Backbone, method: MethodSettings, *, allowed: int | 
     """
     model = backbone.model
     attentions = _attentions(backbone)
-    placements = [_placement("every attention", attentions)]
-    if method.placement == "encoder" and backbone.family == "decoder":
-        raise UsageError(
-            f"method.placement is 'encoder', but {backbone.name!r} ({model.config.model_type}) has a decoder alone. "
-            "Set method.placement=all"
-        )
-    if method.placement != "all" and backbone.family == "encoder_decoder":
-        inside = {id(module) for module in cast(nn.Module, model.get_encoder()).modules()}
-        encoder = _placement("the encoder's attention", [one for one in attentions if id(one.module) in inside])
-        placements = [encoder] if method.placement == "encoder" else [*placements, encoder]
+    widths = {one.name: one.key_width + one.value_width for one in attentions}
+    placements = [
+        Placement(f"every attention of {where}", names, partial(mul, sum(widths[name] for name in names)))
+        for where, names in layers_of(backbone, method, list(widths)).items()
+    ]
     placement, length = choose_size(
         method="Prefix tuning", unit="prefix length", placements=placements, size=None, allowed=allowed
     )
@@ -166,11 +163,6 @@ def _measure(model: PreTrainedModel) -> list[_Attention]:
     model(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder)
     model.set_attn_implementation(former)
     return list(found.values())
-
-
-def _placement(where: str, attentions: Sequence[_Attention]) -> Placement:
-    width = sum(one.key_width + one.value_width for one in attentions)
-    return Placement(where, [one.name for one in attentions], lambda length: length * width)
 
 
 def _rows(rows: Float[Tensor, "P width"], like: Float[Tensor, "B heads K head_width"]) -> Tensor:
