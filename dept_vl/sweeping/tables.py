@@ -23,6 +23,7 @@ LATEX_SIGNS = {
     "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}",
     "±": r"$\pm$",
+    "†": r"$\dagger$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 }
