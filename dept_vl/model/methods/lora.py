@@ -105,15 +105,12 @@ def _places(backbone: Backbone, method: MethodSettings, keys: Sequence[str]) -> 
 
 
 def _inject(backbone: Backbone, config: Any) -> list[nn.Parameter]:  # noqa: ANN401 - a PeftConfig
-    """Let PEFT wrap the layers; what it added, in fp32 whatever the precision of the backbone."""
+    """Let PEFT wrap the layers; what it added, which it keeps in fp32 whatever the precision of the backbone."""
     from peft import inject_adapter_in_model
 
     before = {id(parameter) for parameter in backbone.model.parameters()}
     inject_adapter_in_model(config, backbone.model)
-    added = [parameter for parameter in backbone.model.parameters() if id(parameter) not in before]
-    for parameter in added:
-        parameter.data = parameter.data.float()
-    return added
+    return [parameter for parameter in backbone.model.parameters() if id(parameter) not in before]
 
 
 def _lists(by_type: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
