@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 
 from dept_vl.apart import call_apart
+from dept_vl.costs.short_run import assemble, latencies, train_shortly
 from dept_vl.memory import peak_memory
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
-from dept_vl.model.prompted_model import PromptedModel
+from dept_vl.model.soft_prompt import SoftPrompt
 from dept_vl.settings import Settings
-from dept_vl.short_run import assemble, latencies, train_shortly
 
 
 class Cost(NamedTuple):
@@ -34,7 +34,8 @@ class Cost(NamedTuple):
     visual: int  # of the visual embedding
     heads: int  # of classification heads
     total: int  # of the whole model, trained or not
-    prompt_length: int | None  # m or l; None without a prompt
+    prompt_length: int | None  # m, or l of prompt tuning; None without a prompt
+    prompt_parameters: int  # of ``own``, those of the prompt
     rank: int | None  # r of what is added to the embeddings; None where that is nothing
     step_seconds: float  # mean of an optimizer step, with the wait for its batch
     step_seconds_low: float  # of the quickest of a few windows
@@ -130,15 +131,16 @@ def _measure(
     training += math.ceil(total_steps / settings.training.evaluate_every) * validation
     training += math.ceil(total_steps / settings.training.checkpoint_every) * times.checkpoint
     trainable = run.parts.built.trainable
-    prompt_length, rank = _sizes(run.parts.built.model)
+    prompt = next(iter(run.parts.built.model.encoder.prompts().values()), None)
     return Cost(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         own=trainable.own,
         visual=trainable.visual,
         heads=trainable.heads,
         total=trainable.total,
-        prompt_length=prompt_length,
-        rank=rank,
+        prompt_length=None if prompt is None else len(prompt.prompt),
+        prompt_parameters=0 if prompt is None else prompt.prompt.numel(),
+        rank=_rank(prompt),
         step_seconds=step,
         step_seconds_low=min(times.windows),
         step_seconds_high=max(times.windows),
@@ -155,10 +157,7 @@ def _measure(
     )
 
 
-def _sizes(model: PromptedModel) -> tuple[int | None, int | None]:
-    """Prompt length and rank of the first prompt, if there is one."""
-    for prompt in model.encoder.prompts().values():
-        if isinstance(prompt, DecomposedPrompt):
-            return len(prompt.prompt), prompt.a.shape[1]
-        return len(prompt.prompt), None if prompt.token_offset is None else prompt.token_offset.w1.shape[1]
-    return None, None
+def _rank(prompt: SoftPrompt | None) -> int | None:
+    if isinstance(prompt, DecomposedPrompt):
+        return prompt.a.shape[1]
+    return None if prompt is None or prompt.token_offset is None else prompt.token_offset.w1.shape[1]

@@ -14,13 +14,13 @@ import torch
 from accelerate import Accelerator
 
 from dept_vl.command_line import StopSignal
+from dept_vl.costs.synthetic import SyntheticImages, images_of, synthetic_tasks
 from dept_vl.data.dataset import ExampleDataset, draw_targets
 from dept_vl.data.loader import evaluation_batches
 from dept_vl.data.order import Turn, epoch_batches, evaluation_order
 from dept_vl.inference import answer_batch, make_dataset, predict
 from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.settings import Settings
-from dept_vl.synthetic import SyntheticImages, images_of, synthetic_tasks
 from dept_vl.training.loop import Validation, train
 from dept_vl.training.run import Prepared, make_accelerator, make_set, prepare, read_inputs
 from dept_vl.training.task_data import TaskData, task_batches
