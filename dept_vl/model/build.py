@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,8 +18,10 @@ from dept_vl.model.methods.bottleneck import insert_adapter
 from dept_vl.model.methods.insertion import Insertion
 from dept_vl.model.methods.ladder import insert_ladder
 from dept_vl.model.methods.lora import insert_ia3, insert_lora
+from dept_vl.model.methods.multitask_prompt import make_multitask_prompt
 from dept_vl.model.methods.own_parameters import train_all, train_biases, train_norms
 from dept_vl.model.methods.prefix import insert_prefix
+from dept_vl.model.methods.prompt_encoder import make_encoded_prompt
 from dept_vl.model.multimodal_encoder import MultimodalEncoder
 from dept_vl.model.prompted_model import Encoder, PromptedModel
 from dept_vl.model.prompted_text import CausalInput, PromptedEncoder
@@ -211,6 +214,12 @@ def _build_prompts(
     method, texts = settings.method, {name: task.max_text_length for name, task in settings.tasks.items()}
     if spent:
         method = replace(method, budget=_allowed(method, backbone) - spent)
+    if method.name == "mpt":
+        initial = partial(_initial_prompt, method, backbone, generator=generator)
+        multitask, note = make_multitask_prompt(
+            initial, hidden_size=backbone.hidden_size, tasks=list(texts), allowed=_allowed(method, backbone)
+        )
+        return multitask, [note]
     if method.prompt_sharing == "shared":
         return _build_prompt(method, backbone, max(texts.values()), generator)
     built = {name: _build_prompt(method, backbone, length, generator) for name, length in texts.items()}
@@ -225,6 +234,11 @@ def _build_prompt(
     method: MethodSettings, backbone: Backbone, max_text_length: int, generator: torch.Generator
 ) -> tuple[SoftPrompt | None, list[str]]:
     allowed = _allowed(method, backbone)
+    if method.name == "p_tuning":
+        initial = _initial_prompt(method, backbone, method.prompt_length, generator)
+        free = method.width is not None and method.budget is None
+        encoded, note = make_encoded_prompt(initial, width=method.width, allowed=None if free else allowed)
+        return encoded, [note]
     offset = OFFSETS.get(method.name)
     if offset is None:
         return None, []
