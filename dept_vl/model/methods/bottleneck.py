@@ -72,23 +72,12 @@ def insert_adapter(backbone: Backbone, method: MethodSettings, *, allowed: int |
     modules = dict(backbone.model.named_modules())
     if any(isinstance(module, Adapter) for module in modules.values()):
         raise UsageError(f"{backbone.name!r} has adapters already, and takes them once. Load the backbone anew")
-    places, but = _places(modules, attention=last[0], feed_forward=last[1]), ""
-    if method.name == "adapter_drop":
-        places, but = _drop(places, method.dropped_fraction), f" but the lowest {method.dropped_fraction:.0%}"
-    placements = []
-    for where, names in layers_of(backbone, method, [place.name for place in places]).items():
-        for kind in ("all", "feed_forward") if method.adapter_places is None else (method.adapter_places,):
-            chosen = [place.name for place in places if place.name in names and (kind == "all" or place.feed_forward)]
-            sub_layers = "attention and feed-forward" if kind == "all" else "feed-forward"
-            cost = partial(_cost, [widths(modules[name])[1] for name in chosen])
-            placements += [Placement(f"{sub_layers} of {where}{but}", chosen, cost)] if chosen else []
-    if not placements:
-        raise UsageError(
-            f"method.dropped_fraction is {method.dropped_fraction}, which leaves none of the layers of "
-            f"{backbone.name!r} with adapters. Lower it, for example to 0.4"
-        )
     placement, width = choose_size(
-        method=title, unit="width", placements=placements, size=method.width, allowed=allowed
+        method=title,
+        unit="width",
+        placements=_placements(backbone, method, _places(modules, attention=last[0], feed_forward=last[1])),
+        size=method.width,
+        allowed=allowed,
     )
     parameters: list[nn.Parameter] = []
     for name in placement.targets:
@@ -97,6 +86,31 @@ def insert_adapter(backbone: Backbone, method: MethodSettings, *, allowed: int |
         linear.register_forward_hook(_adapt)
         parameters += linear.adapter.parameters()
     return Insertion("adapter", parameters, describe(title, "width", placement, width, allowed))
+
+
+def _placements(backbone: Backbone, method: MethodSettings, places: Sequence[_Place]) -> list[Placement]:
+    """All that the settings allow: every layer before the encoder's, and all places before feed-forward alone.
+
+    Raises:
+        UsageError: AdapterDrop would drop every layer.
+    """
+    but = ""
+    if method.name == "adapter_drop":
+        places, but = _drop(places, method.dropped_fraction), f" but the lowest {100 * method.dropped_fraction:.0f} %"
+    model = backbone.model
+    placements = []
+    for where, names in layers_of(backbone, method, [place.name for place in places]).items():
+        for kind in ("all", "feed_forward") if method.adapter_places is None else (method.adapter_places,):
+            chosen = [place.name for place in places if place.name in names and (kind == "all" or place.feed_forward)]
+            sub_layers = "attention and feed-forward" if kind == "all" else "feed-forward"
+            cost = partial(_cost, [widths(model.get_submodule(name))[1] for name in chosen])
+            placements += [Placement(f"{sub_layers} of {where}{but}", chosen, cost)] if chosen else []
+    if not placements:
+        raise UsageError(
+            f"method.dropped_fraction is {method.dropped_fraction}, which leaves none of these layers of "
+            f"{backbone.name!r} with adapters. Lower it, for example to 0.4"
+        )
+    return placements
 
 
 def _adapt(linear: nn.Module, _: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:

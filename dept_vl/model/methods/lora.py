@@ -34,9 +34,12 @@ def insert_lora(backbone: Backbone, method: MethodSettings, *, allowed: int | No
 
     modules = dict(backbone.model.named_modules())
     keys = modules_for("LoRA", backbone, _lists(BY_TYPE))
+
+    def cost(names: Sequence[str], rank: int) -> int:
+        return rank * sum(sum(widths(modules[name])) for name in names)
+
     placements = [
-        Placement(where, names, partial(_low_rank_cost, [modules[name] for name in names]))
-        for where, names in _places(backbone, method, keys).items()
+        Placement(where, names, partial(cost, names)) for where, names in _places(backbone, method, keys).items()
     ]
     placement, rank = choose_size(
         method="LoRA", unit="rank", placements=placements, size=method.lora_rank, allowed=allowed
@@ -59,8 +62,8 @@ def insert_ia3(backbone: Backbone, method: MethodSettings, *, allowed: int | Non
         allowed: factors; None for no limit.
 
     Raises:
-        UsageError: PEFT is not installed, the backbone's type is unknown or PEFT has changed it, or the
-            factors are too many.
+        UsageError: PEFT is not installed, the backbone's type is unknown or PEFT has changed it, or the factors
+            are too many.
     """
     _check("(IA)3", backbone)
     from peft import IA3Config
@@ -70,10 +73,13 @@ def insert_ia3(backbone: Backbone, method: MethodSettings, *, allowed: int | Non
     modules = dict(backbone.model.named_modules())
     keys = modules_for("(IA)3", backbone, _lists(BY_TYPE))
     feed_forward = set(_ending(modules, FEED_FORWARD.get(backbone.model.config.model_type, ())))
-    # Feed-forward layers have factors of what they read, the others of what they make.
-    factors = {name: widths(modules[name])[name not in feed_forward] for name in _ending(modules, keys)}
+
+    def cost(names: Sequence[str], _: int) -> int:
+        # Feed-forward layers have factors of what they read, the others of what they make.
+        return sum(widths(modules[name])[name not in feed_forward] for name in names)
+
     placements = [
-        Placement(f"a factor for each feature of {where}", names, partial(_sum_of, [factors[name] for name in names]))
+        Placement(f"a factor for each feature of {where}", names, partial(cost, names))
         for where, names in _places(backbone, method, keys).items()
     ]
     placement, note = choose_fixed(method="(IA)3", placements=placements, allowed=allowed)
@@ -105,29 +111,24 @@ def _places(backbone: Backbone, method: MethodSettings, keys: Sequence[str]) -> 
 
 
 def _inject(backbone: Backbone, config: Any) -> list[nn.Parameter]:  # noqa: ANN401 - a PeftConfig
-    """Let PEFT wrap the layers; what it added, which it keeps in fp32 whatever the precision of the backbone."""
+    """Let PEFT wrap the layers; what it added, in fp32 whatever the precision of the backbone."""
     from peft import inject_adapter_in_model
 
     before = {id(parameter) for parameter in backbone.model.parameters()}
     inject_adapter_in_model(config, backbone.model)
-    return [parameter for parameter in backbone.model.parameters() if id(parameter) not in before]
+    added = [parameter for parameter in backbone.model.parameters() if id(parameter) not in before]
+    for parameter in added:
+        parameter.data = parameter.data.float()
+    return added
 
 
 def _lists(by_type: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """Without the types for which PEFT has a pattern in the place of names; those see images of their own."""
+    """Without the types for which PEFT has a pattern in the place of names."""
     return {kind: keys for kind, keys in by_type.items() if not isinstance(keys, str)}
 
 
 def _ending(modules: Mapping[str, nn.Module], keys: Sequence[str]) -> list[str]:
     return [name for name in modules if any(name.endswith(f".{key}") for key in keys)]
-
-
-def _low_rank_cost(layers: Sequence[nn.Module], rank: int) -> int:
-    return rank * sum(sum(widths(layer)) for layer in layers)
-
-
-def _sum_of(factors: Sequence[int], _: int) -> int:
-    return sum(factors)
 
 
 def _transposed(modules: Mapping[str, nn.Module], placement: Placement) -> bool:

@@ -24,13 +24,11 @@ PARTS = {
 }
 COMMON = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 SIZES: dict[str, dict[str, Any]] = {
-    "bart": {"d_model": 16, "decoder_start_token_id": 1, **PARTS},
+    **{key: {"d_model": 16, "decoder_start_token_id": 1, **PARTS} for key in ("bart", "mbart")},
+    "mt5": {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4, "tie_word_embeddings": False},
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
-    "llama": {**COMMON, "num_key_value_heads": 2},
-    "qwen2": {**COMMON, "num_key_value_heads": 2},
-    "olmo": COMMON,
-    "bert": COMMON,
-    "roberta": COMMON,
+    **{key: {**COMMON, "num_key_value_heads": 2, "head_dim": 4} for key in ("llama", "mistral", "qwen2", "qwen3")},
+    **dict.fromkeys(("olmo", "bert", "roberta", "xlm-roberta"), COMMON),
 }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import gelu
+from transformers import PreTrainedModel
 
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.methods.bottleneck import insert_adapter
@@ -28,12 +30,17 @@ def settings(**changes: Any) -> MethodSettings:
     ("kind", "attention", "feed_forward"),
     [
         ("t5", ["SelfAttention.o", "EncDecAttention.o"], "DenseReluDense.wo"),
+        ("mt5", ["SelfAttention.o", "EncDecAttention.o"], "DenseReluDense.wo"),
         ("bart", ["self_attn.out_proj", "encoder_attn.out_proj"], "fc2"),
+        ("mbart", ["self_attn.out_proj", "encoder_attn.out_proj"], "fc2"),
         ("gpt2", ["attn.c_proj"], "mlp.c_proj"),
         ("llama", ["self_attn.o_proj"], "mlp.down_proj"),
+        ("mistral", ["self_attn.o_proj"], "mlp.down_proj"),
         ("qwen2", ["self_attn.o_proj"], "mlp.down_proj"),
+        ("qwen3", ["self_attn.o_proj"], "mlp.down_proj"),
         ("bert", ["attention.output.dense"], "output.dense"),
         ("roberta", ["attention.output.dense"], "output.dense"),
+        ("xlm-roberta", ["attention.output.dense"], "output.dense"),
     ],
 )
 def test_every_sub_layer_ends_in_an_adapter_or_feed_forward_does(
@@ -114,7 +121,7 @@ def test_adapterdrop_leaves_out_the_lowest_layers_of_each_stack(
     layers = {(name.split(".")[0], int(name.split(".")[2])) for name in places(backbone)}
     assert layers == {(stack, layer) for stack in ("encoder", "decoder") for layer in range(lowest, 12)}
     assert insertion.note.startswith(
-        f"AdapterDrop: width 2 in attention and feed-forward of every layer but the lowest {fraction:.0%}: "
+        f"AdapterDrop: width 2 in attention and feed-forward of every layer but the lowest {100 * fraction:.0f} %: "
     )
 
 
@@ -128,8 +135,25 @@ def test_no_layer_left_is_refused(tiny: Callable[..., Backbone]) -> None:
     with pytest.raises(UsageError) as raised:
         insert_adapter(tiny("t5"), settings(name="adapter_drop", dropped_fraction=0.8), allowed=1000)
     assert str(raised.value) == (
-        "method.dropped_fraction is 0.8, which leaves none of the layers of 't5' with adapters. Lower it, for example "
-        "to 0.4"
+        "method.dropped_fraction is 0.8, which leaves none of these layers of 't5' with adapters. Lower it, for "
+        "example to 0.4"
+    )
+
+
+def test_an_encoder_without_layers_left_is_no_choice(
+    make_t5: Callable[..., PreTrainedModel], tiny: Callable[..., Backbone]
+) -> None:
+    backbone = tiny("t5")._replace(model=make_t5(num_layers=1, num_decoder_layers=4))
+    drop = settings(name="adapter_drop", dropped_fraction=0.6)
+    with pytest.raises(
+        UsageError, match=r"^method\.dropped_fraction is 0\.6, which leaves none of these layers of 't5'"
+    ):
+        insert_adapter(backbone, replace(drop, placement="encoder"), allowed=1000)
+    insertion = insert_adapter(backbone, drop, allowed=100)
+    assert places(backbone) == {f"decoder.block.{layer}.layer.2.DenseReluDense.wo" for layer in (2, 3)}
+    assert (
+        insertion.note
+        == "AdapterDrop: width 1 in feed-forward of every layer but the lowest 60 %: 98 of 100 parameters"
     )
 
 
