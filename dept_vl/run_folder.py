@@ -30,7 +30,7 @@ from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import build_model
 from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.model.trainable import TrainableCount
-from dept_vl.settings import Settings, nearest
+from dept_vl.settings import TRAINS_BACKBONE, Settings, nearest
 from dept_vl.tasks.answers import task_answers
 from dept_vl.tasks.task import Task, load_task
 from feature_extraction import FeatureStore
@@ -267,5 +267,5 @@ def run_identity(settings: Settings, backbone: Backbone, store: FeatureStore | N
 
 def compute_dtype(settings: Settings) -> torch.dtype:
     """What frozen weights are kept in; weights that train stay in fp32, also under bf16."""
-    frozen_bf16 = settings.training.precision == "bf16" and settings.method.name != "full"
+    frozen_bf16 = settings.training.precision == "bf16" and settings.method.name not in TRAINS_BACKBONE
     return torch.bfloat16 if frozen_bf16 else torch.float32

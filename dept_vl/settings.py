@@ -171,6 +171,7 @@ KEYS = {name: [key.name for key in fields(section)] for name, section in SECTION
 OFFSET_KINDS = ("none", "position", "token", "both")
 OFFSETS = {"prompt": "none", "dept": "position", "adept": "token", "dept_adept": "both", "dept_lora": "position"}
 INIT_PARTS = ("prompt", "prompt_a", "all")
+TRAINS_BACKBONE = ("full", "bitfit", "ln_tuning")  # the methods that train weights of its own
 METHODS = (
     *("dept", "prompt", "adept", "dept_adept", "dept_lora", "p_tuning", "mpt", "prefix"),
     *("lora", "ia3", "adapter", "adapter_drop", "lst", "bitfit", "ln_tuning", "visual_only", "full"),
@@ -257,7 +258,7 @@ def wrong_values(settings: Settings) -> Iterator[str]:
             f"method.prompt_length (m) is {method.prompt_length} but method.budget_length (l) is "
             f"{method.budget_length}; {method.name} needs m <= l: lower m or raise l"
         )
-    if method.name in ("full", "bitfit", "ln_tuning") and settings.backbone.quantization != "none":
+    if method.name in TRAINS_BACKBONE and settings.backbone.quantization != "none":
         yield (
             f"backbone.quantization is {settings.backbone.quantization!r}, but method {method.name} trains the "
             "backbone's own weights, which are quantised. Set backbone.quantization=none"

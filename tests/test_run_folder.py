@@ -339,6 +339,8 @@ def test_the_record_is_json_that_a_person_can_read(finished_run: Path) -> None:
         ("fp32", "dept", torch.float32),
         ("bf16", "dept", torch.bfloat16),
         ("bf16", "visual_only", torch.bfloat16),
+        ("bf16", "lora", torch.bfloat16),
+        ("bf16", "ln_tuning", torch.float32),
         ("bf16", "full", torch.float32),
     ],
 )

@@ -28,7 +28,7 @@ from dept_vl.model.prompted_text import CausalInput, PromptedEncoder
 from dept_vl.model.soft_prompt import SoftPrompt, TaskPrompts, from_normal, from_text, from_vocabulary
 from dept_vl.model.trainable import ParameterGroup, TrainableCount, count_trainable, select_trainable
 from dept_vl.model.visual_embedding import VisualEmbedding
-from dept_vl.settings import OFFSETS, MethodSettings, Settings, TaskSettings
+from dept_vl.settings import OFFSETS, TRAINS_BACKBONE, MethodSettings, Settings, TaskSettings
 from feature_extraction.errors import UsageError
 
 INSERTIONS = {
@@ -43,7 +43,7 @@ INSERTIONS = {
     "prefix": insert_prefix,
     "lst": insert_ladder,
 }
-FIXED_SIZE = ("full", "bitfit", "ln_tuning", "ia3")
+FIXED_SIZE = (*TRAINS_BACKBONE, "ia3")
 
 
 class BuiltModel(NamedTuple):
