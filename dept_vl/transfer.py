@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
 from dept_vl.command_line import Parser, StopSignal, command_text, paths_by_task, run, say
 from dept_vl.config import layer_names, load_settings
 from dept_vl.settings import INIT_PARTS, Settings
-from dept_vl.transfer_results import Start, write_results
+from dept_vl.transfer_results import SCRATCH, Start, source_names, write_results
 from feature_extraction.errors import UsageError
 
 MODES = INIT_PARTS
-SCRATCH = "scratch"  # the name of a start without a source
 # What the command sets in each run; its own options give the values.
 SET_HERE = ("data.shots", "data.shots_seed", "training.seed", "method.init_from", "method.init_parts")
 EXAMPLES = """\
@@ -55,23 +53,6 @@ def main(arguments: list[str]) -> None:
     task, metric = settings.task.name, settings.task.selection_metric
     sys.stdout.write(write_results(options.output, outcomes, task=task, metric=metric, sources=sources))
     say(f"Wrote results.md, results.csv and results.json in {options.output}")
-
-
-def source_names(paths: Sequence[Path]) -> dict[str, Path]:
-    """What each source is called: its run folder's name, and its task's if the path goes on to it.
-
-    Raises:
-        UsageError: two are called the same.
-    """
-    names: dict[str, Path] = {}
-    for path in paths:
-        parts = [part for part in path.resolve().parts if part != "adapter"]
-        name = "-".join(parts[-2:]) if path.resolve().parent.name == "adapter" else parts[-1]
-        if name in names or name == SCRATCH:
-            other = names.get(name, "the start without a source")
-            raise UsageError(f"--sources: {path} and {other} are both called {name!r}. Rename one of the folders")
-        names[name] = path
-    return names
 
 
 def _parser() -> Parser:

@@ -1,4 +1,4 @@
-"""What the runs of a transfer found: means over the seeds, the source that validation chooses, and the tables."""
+"""What the runs of a transfer are and found: means over the seeds, the source that validation chooses, the tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feature_extraction.durable import write_durably
+from feature_extraction.errors import UsageError
+
+SCRATCH = "scratch"  # the name of a start without a source
 
 
 class Start(NamedTuple):
@@ -57,6 +60,23 @@ class Row(NamedTuple):
     test_mean: float | None
     test_std: float | None
     chosen: bool  # no source has a higher mean on validation, with as many examples and the same parts
+
+
+def source_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """What each source is called: its run folder's name, and its task's if the path goes on to it.
+
+    Raises:
+        UsageError: two are called the same.
+    """
+    names: dict[str, Path] = {}
+    for path in paths:
+        parts = [part for part in path.resolve().parts if part != "adapter"]
+        name = "-".join(parts[-2:]) if path.resolve().parent.name == "adapter" else parts[-1]
+        if name in names or name == SCRATCH:
+            other = names.get(name, "the start without a source")
+            raise UsageError(f"--sources: {path} and {other} are both called {name!r}. Rename one of the folders")
+        names[name] = path
+    return names
 
 
 def compare(outcomes: Sequence[Outcome], metric: str) -> list[Row]:

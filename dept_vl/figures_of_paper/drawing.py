@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -40,7 +40,8 @@ class Curve(NamedTuple):
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    spread: Sequence[float | None] = ()  # half the length of the bar at each point; None without one
+    low: Sequence[float] = ()  # lower ends of the bars at the points; empty without bars
+    high: Sequence[float] = ()
     strong: bool = False  # the one to look at
 
 
@@ -82,20 +83,27 @@ def draw_curves(panels: Sequence[Panel], *, note: str) -> bytes:
 
 
 def draw_groups(
-    groups: Sequence[str], bars: Mapping[str, Sequence[float]], *, title: str, x_label: str, y_label: str, note: str
+    groups: Sequence[str],
+    bars: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    y_label: str,
+    note: str,
+    level: float = 1,
+    digits: int = 2,
 ) -> bytes:
     """Bars side by side in groups: ``bars`` has for each label of the legend a value for each group."""
     width = 0.8 / len(bars)
-    with _figure(width=max(5.0, 1.1 * len(groups) + 0.5), height=3.4, columns=1, note=note) as (figure, (ax,), picture):
-        _name(ax, title, x_label, y_label)
-        handles = {}
+    inches = max(4.5, len(groups) * max(1.0, 0.42 * len(bars)) + 0.7)  # room for every number
+    with _figure(width=inches, height=3.4, columns=1, note=note) as (figure, (ax,), picture):
+        _name(ax, title, "", y_label)
+        handles: dict[str, Any] = {}
         for number, (label, values) in enumerate(bars.items()):
             places = [group + (number - (len(bars) - 1) / 2) * width for group in range(len(groups))]
             handles[label] = ax.bar(places, values, width * 0.92, color=COLOURS[number % len(COLOURS)])
-            for place, value in zip(places, values, strict=True):
-                size = 8 if len(bars) <= 3 else 6
-                ax.annotate(f"{value:.2f}", (place, value), (0, 2), textcoords="offset points", ha="center", size=size)
-        ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+            ax.bar_label(handles[label], fmt=f"{{:.{digits}f}}", padding=2, fontsize=8)
+        ax.axhline(level, color=GREY, linewidth=0.8, linestyle="--")
+        ax.margins(y=0.12)
         ax.set_xticks(range(len(groups)), groups)
         ax.grid(axis="x", visible=False)
         _legend(figure, handles)
@@ -126,9 +134,18 @@ def draw_bars(panels: Mapping[str, Sequence[Bar]], *, x_label: str, note: str) -
 def _draw_curve(ax: Axes, curve: Curve, number: int) -> Any:  # noqa: ANN401 - matplotlib's container
     colour = "#000000" if curve.strong else COLOURS[number % (len(COLOURS) - 1)]
     marker = "X" if curve.strong else MARKERS[number % (len(MARKERS) - 1)]
-    style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 2.4 if curve.strong else 1.3}
-    spread = [0.0 if one is None else one for one in curve.spread] or None
-    return ax.errorbar(curve.x, curve.y, yerr=spread, label=curve.label, capsize=2, elinewidth=0.8, **style)
+    style: dict[str, Any] = {
+        "color": colour,
+        "marker": marker,
+        "markersize": 5,
+        "linewidth": 2.4 if curve.strong else 1.3,
+    }
+    ends = [[max(0.0, y - low) for y, low in zip(curve.y, curve.low, strict=True)]] if curve.low else None
+    if ends is not None:
+        ends.append([max(0.0, high - y) for y, high in zip(curve.y, curve.high, strict=True)])
+    bars = ax.errorbar(curve.x, curve.y, yerr=ends, color=colour, marker=marker, linewidth=width, capsize=2)
+    bars.lines[0].set_markersize(5)
+    return bars
 
 
 def _name(ax: Axes, title: str, x_label: str, y_label: str) -> None:
@@ -151,7 +168,7 @@ def _figure(
     picture = io.BytesIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # the same picture whatever the user's own style
-        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams.update(cast(Any, STYLE))
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         axes = figure.subplots(1, columns, squeeze=False)[0]
         yield figure, list(axes), picture
