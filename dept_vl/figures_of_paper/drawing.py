@@ -134,18 +134,11 @@ def draw_bars(panels: Mapping[str, Sequence[Bar]], *, x_label: str, note: str) -
 def _draw_curve(ax: Axes, curve: Curve, number: int) -> Any:  # noqa: ANN401 - matplotlib's container
     colour = "#000000" if curve.strong else COLOURS[number % (len(COLOURS) - 1)]
     marker = "X" if curve.strong else MARKERS[number % (len(MARKERS) - 1)]
-    style: dict[str, Any] = {
-        "color": colour,
-        "marker": marker,
-        "markersize": 5,
-        "linewidth": 2.4 if curve.strong else 1.3,
-    }
     ends = [[max(0.0, y - low) for y, low in zip(curve.y, curve.low, strict=True)]] if curve.low else None
     if ends is not None:
         ends.append([max(0.0, high - y) for y, high in zip(curve.y, curve.high, strict=True)])
-    bars = ax.errorbar(curve.x, curve.y, yerr=ends, color=colour, marker=marker, linewidth=width, capsize=2)
-    bars.lines[0].set_markersize(5)
-    return bars
+    look = {"color": colour, "marker": marker, "markersize": 5.0, "linewidth": 2.4 if curve.strong else 1.3}
+    return ax.errorbar(curve.x, curve.y, yerr=ends, capsize=2, elinewidth=0.8, **cast(Any, look))
 
 
 def _name(ax: Axes, title: str, x_label: str, y_label: str) -> None:
