@@ -141,7 +141,9 @@ def _write_script(grid: Grid, options: Namespace, how: How, stop: StopSignal) ->
     from feature_extraction.durable import write_durably
 
     impossible = why_impossible(grid, setups(grid), options.output, stop)
-    script = slurm_script(grid, options.output, list(impossible), script=options.slurm, how=how)
+    script = slurm_script(
+        grid, options.output, list(impossible), script=options.slurm, how=how, reference=options.reference
+    )
     (options.output / "logs").mkdir(parents=True, exist_ok=True)
     write_durably(options.slurm, script.encode())
     say(f"Wrote {options.slurm}. Its first lines say how it is submitted")

@@ -6,8 +6,13 @@ import fcntl
 import gc
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,62 +21,54 @@ from dept_vl.command_line import StopSignal, command_text
 from dept_vl.config import settings_from_yaml
 from dept_vl.settings import Settings
 from dept_vl.sweeping.grid import Cell, Grid, settings_of, train_arguments
-from feature_extraction.errors import Interrupted, UsageError
+from feature_extraction.errors import Interrupted, NumericalError, UsageError
 
+POLL_SECONDS = 0.2
 SPLITS = ("validation", "test")  # that every run is evaluated on
 
 
-def complete_run(
+class LaunchedRunError(RuntimeError):
+    """A command that a launcher has started failed, and told why itself."""
+
+    exit_code = 1
+
+
+def run_cell(
+    grid: Grid,
+    cell: Cell,
     folder: Path,
-    settings: Settings,
     *,
-    data: Mapping[str, Path],
-    features: Mapping[str, Path],
-    command: str,
     stop: StopSignal,
+    launcher: str | None = None,
     splits: tuple[str, ...] = SPLITS,
 ) -> None:
-    """Train a run of one task and evaluate it, or go on with either.
+    """Train the run of a cell and evaluate it, or go on with either: in this process, or by a launcher of several.
 
     Raises:
         Interrupted: a signal came; the same call goes on.
         UsageError: another process is at it.
+        LaunchedRunError: a command that the launcher has started failed.
+        Any error of training or evaluating.
     """
+    settings, data = settings_of(grid, cell), {cell.setup.task: grid.data[cell.setup.task]}
     if is_complete(folder, settings, data=data, splits=splits):
         return
-    from dept_vl.inference import evaluate_run
-    from dept_vl.training.run import train_run
-
-    with _alone(folder), fresh_state(settings):
+    with _alone(folder), nullcontext() if launcher else fresh_state(settings):
         if not _is_trained(folder, settings, data):
-            train_run(
-                settings=settings,
-                data=data,
-                features=features,
-                output=folder,
-                command=command,
-                dry_run=False,
-                stop=stop,
-            )
+            arguments = train_arguments(grid, cell, folder)
+            if launcher:
+                _launch(launcher, ["dept_vl.train", *arguments], folder, stop)
+            else:
+                _train(grid, cell, folder, settings, arguments, stop)
         for split in splits:
             if stop:
                 raise Interrupted(f"{stop.name} before the evaluation of {folder}. The same command goes on with it")
             if not _metrics_path(folder, split).is_file():
-                evaluate_run(folder, split, single=True)
-
-
-def run_cell(grid: Grid, cell: Cell, folder: Path, *, stop: StopSignal, splits: tuple[str, ...] = SPLITS) -> None:
-    """Train and evaluate a cell of a grid as ``complete_run`` does, under the command that repeats it by hand."""
-    task = cell.setup.task
-    complete_run(
-        folder,
-        settings_of(grid, cell),
-        data={task: grid.data[task]},
-        features={task: grid.features[task]} if task in grid.features else {},
-        command=command_text("dept_vl.train", train_arguments(grid, cell, folder)),
-        stop=stop,
-        splits=splits,
-    )
+                if launcher:
+                    arguments = ["--run", str(folder), "--split", split, "--single"]
+                    _launch(launcher, ["dept_vl.evaluate", *arguments], folder, stop)
+                else:
+                    _evaluate(folder, split)
 
 
 def is_complete(
@@ -108,6 +105,51 @@ def fresh_state(settings: Settings) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
+def _train(grid: Grid, cell: Cell, folder: Path, settings: Settings, arguments: list[str], stop: StopSignal) -> None:
+    from dept_vl.training.run import train_run
+
+    task = cell.setup.task
+    train_run(
+        settings=settings,
+        data={task: grid.data[task]},
+        features={task: grid.features[task]} if task in grid.features else {},
+        output=folder,
+        command=command_text("dept_vl.train", arguments),
+        dry_run=False,
+        stop=stop,
+    )
+
+
+def _evaluate(folder: Path, split: str) -> None:
+    from dept_vl.inference import evaluate_run
+
+    evaluate_run(folder, split, single=True)
+
+
+def _launch(launcher: str, command: Sequence[str], folder: Path, stop: StopSignal) -> None:
+    """Run a command by a launcher, which writes to our stderr; a signal goes on to it."""
+    process = subprocess.Popen(  # noqa: S603 - what the user asks for
+        [*shlex.split(launcher), *command], stdout=sys.stderr, start_new_session=True
+    )
+    told = False
+    try:
+        while process.poll() is None:
+            if stop and not told:
+                told = True
+                process.send_signal(signal.SIGTERM)
+            time.sleep(POLL_SECONDS)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if stop:
+        raise Interrupted(f"{stop.name} in {folder}. The same command goes on with it")
+    if process.returncode:
+        if (folder / "nan_batch.json").is_file():
+            raise NumericalError(f"The loss or gradient of {folder} is not finite: see its nan_batch.json")
+        raise LaunchedRunError(f"{command[0]} ended with exit code {process.returncode}; its last lines say why")
+
+
 def _is_trained(folder: Path, settings: Settings, data: Mapping[str, Path]) -> bool:
     """Whether the run has its adapter; one of other settings has not, so that training says what differs."""
     if not (folder / "adapter").is_dir():
@@ -127,9 +169,6 @@ def _alone(folder: Path) -> Iterator[None]:
 
     A sweep that is killed may leave processes that still train.
     """
-    if os.environ.get("RANK", "0") != "0":  # of several processes of one run the first stands for all
-        yield
-        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f"{folder.name}.lock")
     with path.open("w") as file:

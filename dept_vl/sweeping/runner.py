@@ -6,7 +6,6 @@ possible.json. Searches and runs have numbers, the searches first, by which ``--
 
 from __future__ import annotations
 
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -104,7 +103,7 @@ def _run_all(grid: Grid, wanted: Sequence[Setup | Cell], folder: Path, how: How,
         return
     what = "searches" if isinstance(todo[0], Setup) else "runs"
     status = Status(what, total=len(wanted), done=len(wanted) - len(todo), jobs=how.jobs)
-    if how.jobs == 1 and how.launcher is None:
+    if how.jobs == 1:
         for unit in todo:
             if stop:
                 break
@@ -142,12 +141,12 @@ def _run_here(grid: Grid, unit: Setup | Cell, folder: Path, how: How, stop: Stop
     forget_failure(place)
     try:
         if isinstance(unit, Setup):
-            search_rates(grid, unit, place, trials=how.trials, stop=stop)
+            search_rates(grid, unit, place, trials=how.trials, stop=stop, launcher=how.launcher)
         else:
             cell = _chosen(unit, folder, how)
             if cell is None:
                 raise UsageError(f"The search for the rates of {unit.setup.folder} has not ended with a score")
-            run_cell(grid, cell, place, stop=stop)
+            run_cell(grid, cell, place, stop=stop, launcher=how.launcher)
     except Interrupted:
         raise
     except Exception as error:
@@ -179,10 +178,13 @@ def _run_in_processes(
             say(f"Failed: {_name(unit)}: {failure.reason}")
 
     run_beside(
-        {unit: unit_command(grid, numbers[unit], folder, how._replace(costs=False)) for unit in todo},
+        {
+            unit: [sys.executable, "-m", *unit_command(grid, numbers[unit], folder, how._replace(costs=False))]
+            for unit in todo
+        },
         jobs=how.jobs,
         log=lambda unit: _log(unit, folder),
-        devices=[] if how.launcher else visible_devices(),
+        devices=visible_devices(),
         stop=stop,
         started=started,
         ended=ended,
@@ -191,11 +193,11 @@ def _run_in_processes(
 
 
 def unit_command(grid: Grid, number: int | str, folder: Path, how: How) -> list[str]:
-    """The command that does one of ``units`` in processes of its own."""
+    """The module that does one of ``units`` in a process of its own, and its arguments."""
     options = ["--search", str(how.trials)] if how.trials else []
+    options += ["--launcher", how.launcher] if how.launcher else []
     options += [] if how.costs else ["--no-costs"]
-    start = shlex.split(how.launcher) if how.launcher else [sys.executable, "-m"]
-    return [*start, "dept_vl.sweep", *sweep_arguments(grid, folder), *options, "--cell", str(number)]
+    return ["dept_vl.sweep", *sweep_arguments(grid, folder), *options, "--cell", str(number)]
 
 
 def _is_done(grid: Grid, unit: Setup | Cell, folder: Path, how: How) -> bool:

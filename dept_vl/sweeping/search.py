@@ -36,7 +36,9 @@ class Trial(NamedTuple):
     reason: str = ""  # of that
 
 
-def search_rates(grid: Grid, row: Setup, place: Path, *, trials: int, stop: StopSignal) -> None:
+def search_rates(
+    grid: Grid, row: Setup, place: Path, *, trials: int, stop: StopSignal, launcher: str | None = None
+) -> None:
     """Make ``trials`` trials with the first seed, in ``place``.
 
     The first trial has the row's own rates, and its log names the groups that train. What has been tried is not tried
@@ -54,7 +56,7 @@ def search_rates(grid: Grid, row: Setup, place: Path, *, trials: int, stop: Stop
             raise Interrupted(f"{number} of {trials} trials of {row.folder} are done. The same command goes on")
         rates = suggest_rates(done, number) if number else {}
         say(f"Trial {number + 1} of {trials} of {row.folder}: {_text(rates)}")
-        trial = _run_trial(grid, row, rates, place / f"trial{number}", stop)
+        trial = _run_trial(grid, row, rates, place / f"trial{number}", stop, launcher)
         done.append(trial)
         record = {"settings": own, "trials": [one._asdict() for one in done]}
         write_durably(place / FILE, (json.dumps(record, indent=1) + "\n").encode())
@@ -120,12 +122,14 @@ def _trials_of(place: Path, own: Mapping[str, Any]) -> list[Trial]:
     return read_trials(place)
 
 
-def _run_trial(grid: Grid, row: Setup, rates: Mapping[str, float], place: Path, stop: StopSignal) -> Trial:
+def _run_trial(
+    grid: Grid, row: Setup, rates: Mapping[str, float], place: Path, stop: StopSignal, launcher: str | None
+) -> Trial:
     chosen = {f"optimizer.{group}_lr": f"{rate:g}" for group, rate in rates.items()}
     cell = Cell(row.with_settings(chosen), grid.seeds[0])
     settings, reason = settings_of(grid, cell), ""
     try:
-        run_cell(grid, cell, place, stop=stop, splits=())
+        run_cell(grid, cell, place, stop=stop, launcher=launcher, splits=())
     except NumericalError as error:
         reason = " ".join(str(error).split())
     log = read_log(place / "log.jsonl")

@@ -35,7 +35,9 @@ exit "$code"
 """
 
 
-def slurm_script(grid: Grid, folder: Path, impossible: Sequence[Setup], *, script: Path, how: How) -> str:
+def slurm_script(
+    grid: Grid, folder: Path, impossible: Sequence[Setup], *, script: Path, how: How, reference: str | None = None
+) -> str:
     """The script; rows that cannot be run have no tasks. ``how.jobs`` tasks run at a time."""
     every = units(grid, how)
     left_out = set(impossible)
@@ -43,14 +45,14 @@ def slurm_script(grid: Grid, folder: Path, impossible: Sequence[Setup], *, scrip
     searches = [number for number in wanted if isinstance(every[number], Setup)]
     runs = [number for number in wanted if number not in set(searches)]
     name = shlex.quote(str(script))
-    search = ["--search", str(how.trials)] if how.trials else []
-    collecting = command_text("dept_vl.sweep", [*sweep_arguments(grid, folder), *search, "--collect"])
+    further = ["--search", str(how.trials)] if how.trials else []
+    further += ["--reference", reference] if reference else []
+    collecting = command_text("dept_vl.sweep", [*sweep_arguments(grid, folder), *further, "--collect"])
     first = [f"search=$(sbatch --parsable {name})"] if searches else []
     after = f" --dependency=afterany:$search --array={_ranges(runs)}%{how.jobs}" if searches else ""
     submission = [*first, f"runs=$(sbatch --parsable{after} {name})"]
     submission += [f"sbatch --dependency=afterany:$runs --wrap {shlex.quote(collecting)}"]
-    start, number = unit_command(grid, "NUMBER", folder, how), '"$SLURM_ARRAY_TASK_ID"'
-    python = start if how.launcher else ["python", *start[1:]]
+    *unit, _ = unit_command(grid, "", folder, how)
     return SCRIPT.format(
         count=len(runs),
         searches=f" after {len(searches)} searches for rates" if searches else "",
@@ -59,7 +61,7 @@ def slurm_script(grid: Grid, folder: Path, impossible: Sequence[Setup], *, scrip
         jobs=how.jobs,
         warning=WARNING_SECONDS,
         logs=folder / "logs",
-        command=f"{shlex.join(python[:-1])} {number}",
+        command=f'{command_text(unit[0], unit[1:])} "$SLURM_ARRAY_TASK_ID"',
     )
 
 
