@@ -143,7 +143,8 @@ def test_wrong_types_are_refused_with_layer_key_and_value(override: str, reason:
         ),
         (
             "method.adapter_places=feedforward",
-            "method.adapter_places is 'feedforward'. Did you mean 'feed_forward'? It is one of: null, all, feed_forward",
+            "method.adapter_places is 'feedforward'. Did you mean 'feed_forward'? It is one of: null, all, "
+            "feed_forward",
         ),
         ("method.prompt_init=x", "method.prompt_init is 'x'. It is one of: vocabulary, text, normal"),
         (

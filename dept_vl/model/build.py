@@ -26,6 +26,7 @@ from dept_vl.model.multimodal_encoder import MultimodalEncoder
 from dept_vl.model.prompted_model import Encoder, PromptedModel
 from dept_vl.model.prompted_text import CausalInput, PromptedEncoder
 from dept_vl.model.soft_prompt import SoftPrompt, TaskPrompts, from_normal, from_text, from_vocabulary
+from dept_vl.model.suitability import check_family, check_positions
 from dept_vl.model.trainable import ParameterGroup, TrainableCount, count_trainable, select_trainable
 from dept_vl.model.visual_embedding import VisualEmbedding
 from dept_vl.settings import OFFSETS, TRAINS_BACKBONE, MethodSettings, Settings, TaskSettings
@@ -77,7 +78,7 @@ def build_model(
     """
     tasks = settings.tasks
     images = max(task.images_per_example for task in tasks.values())
-    _check_family(settings, backbone)
+    check_family(settings, backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         insertions = _insert(settings.method, backbone)
@@ -97,7 +98,7 @@ def build_model(
                 vl_t5_area=settings.visual.area == "vl_t5",
             )
         encoder = _build_encoder(settings, backbone, prompt, visual)
-        _check_positions(settings, backbone, encoder)
+        check_positions(settings, backbone, encoder)
         heads = {name: _build_head(task, backbone, encoder, (answers or {}).get(name)) for name, task in tasks.items()}
     model = PromptedModel(backbone=backbone.model, encoder=encoder, heads=heads)
     groups = select_trainable(model, insertions, settings.optimizer)
@@ -130,59 +131,6 @@ def _size(method: MethodSettings) -> int | None:
 def _allowed(method: MethodSettings, backbone: Backbone) -> int:
     """Parameters that the method's own may be."""
     return method.budget_length * backbone.hidden_size if method.budget is None else method.budget
-
-
-def _check_family(settings: Settings, backbone: Backbone) -> None:
-    """Refuse what a backbone of this family cannot do.
-
-    Raises:
-        UsageError: images without a T5, or generation without a decoder.
-    """
-    config, family = backbone.model.config, backbone.family
-    for name, task in settings.tasks.items():
-        if task.images_per_example and config.model_type != "t5":
-            raise UsageError(
-                f"Task {name} has images, but the text backbone {backbone.name!r} is of type {config.model_type!r}: "
-                "visual tokens go with a T5 (v1.0, v1.1 or Flan). Choose one with --backbone, such as t5-mini"
-            )
-        if family == "encoder" and task.head != "classification":
-            raise UsageError(
-                f"Task {name} has task.head={task.head}, but {backbone.name!r} ({config.model_type}) is an encoder "
-                "alone and generates nothing. Set task.head=classification, or choose a backbone with a decoder"
-            )
-
-
-def _check_positions(settings: Settings, backbone: Backbone, encoder: Encoder) -> None:
-    """Refuse texts for which the model has too few positions; a T5 has no such limit.
-
-    Raises:
-        UsageError: names by how much the text limit is too high.
-    """
-    positions = getattr(backbone.model.config, "max_position_embeddings", None)
-    if positions is None or isinstance(encoder, MultimodalEncoder):
-        return
-    available = positions - _unused_positions(backbone)
-    prompt_length = max((len(prompt.prompt) for prompt in encoder.prompts().values()), default=0)
-    for name, task in settings.tasks.items():
-        answer_length = task.max_target_length if backbone.family == "decoder" else 0
-        needed = prompt_length + task.max_text_length + answer_length
-        if needed > available:
-            raise UsageError(
-                f"Task {name} needs {needed:,} positions (prompt, task.max_text_length and, of a decoder-only model, "
-                f"task.max_target_length), but {backbone.name!r} has {available:,}. Lower task.max_text_length by "
-                f"{needed - available}"
-            )
-
-
-def _unused_positions(backbone: Backbone) -> int:
-    """RoBERTa and its like number positions from behind the padding token's id."""
-    positions = [
-        module
-        for name, module in backbone.model.named_modules()
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
-    ]
-    starts = [module.padding_idx + 1 for module in positions if module.padding_idx is not None]
-    return max(starts, default=0)
 
 
 def _build_encoder(
