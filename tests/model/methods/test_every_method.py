@@ -162,6 +162,21 @@ T5_BASE = {  # at 76,800 parameters: what is chosen, as docs/methods.md has it; 
 
 @pytest.mark.parametrize("method", T5_BASE)
 def test_the_sizes_chosen_for_t5_base(tokenizer: PreTrainedTokenizerFast, method: str) -> None:
+    assert own_parameters_of_t5_base(tokenizer, name=method, budget=76_800) == T5_BASE[method] <= 76_800
+
+
+@pytest.mark.parametrize(
+    ("method", "sizes", "published"),
+    [("lora", {"lora_rank": 150}, 18_169_344), ("adapter", {"width": 192}, 19_332_864)],
+)
+def test_published_settings_have_the_published_number_of_parameters(
+    tokenizer: PreTrainedTokenizerFast, method: str, sizes: dict[str, int], published: int
+) -> None:
+    """LST's and VL-Adapter's scripts of CLIP-T5, whose counts have the visual embedding of 1,580,544 in them."""
+    assert own_parameters_of_t5_base(tokenizer, name=method, **sizes) + 1_580_544 == published
+
+
+def own_parameters_of_t5_base(tokenizer: PreTrainedTokenizerFast, **method: str | int) -> int:
     shapes = T5Config(
         vocab_size=29, d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, decoder_start_token_id=0
     )
@@ -170,10 +185,8 @@ def test_the_sizes_chosen_for_t5_base(tokenizer: PreTrainedTokenizerFast, method
         model = T5ForConditionalGeneration(shapes)
     model.set_input_embeddings(torch.nn.Embedding(29, 768))
     settings = Settings(
-        method=MethodSettings(name=method, budget=76_800),
+        method=MethodSettings(**method),
         tasks={"rte": TaskSettings(name="rte", images_per_example=0, max_text_length=256)},
     )
-    built = build_model(
-        settings, Backbone("t5-base", model, tokenizer, "", ""), visual_tokens=0, feature_width=0, seed=0
-    )
-    assert built.trainable.own == T5_BASE[method] <= 76_800
+    backbone = Backbone("t5-base", model, tokenizer, "", "")
+    return build_model(settings, backbone, visual_tokens=0, feature_width=0, seed=0).trainable.own
