@@ -110,6 +110,7 @@ class CausalInput(PromptedText):
     def while_generating(self, model: nn.Module, task: str) -> Iterator[None]:
         """Give each generated token, which is read next, the offset that it has at its position in training."""
         prompt = None if self.prompt is None else self.prompt.for_task(task)
+        length = 0 if prompt is None else prompt.prompt.shape[0]
 
         def embed_new(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
             ids = kwargs.get("input_ids")
@@ -118,7 +119,7 @@ class CausalInput(PromptedText):
             mask = kwargs.get("attention_mask")  # of prompt, text and answer so far; none where there is no padding
             if mask is None:
                 mask = ids.new_ones(len(ids), kwargs["past_key_values"].get_seq_length() + ids.shape[1])
-            before = mask.sum(dim=1, keepdim=True) - prompt.prompt.shape[0] - ids.shape[1]
+            before = mask.sum(dim=1, keepdim=True) - length - ids.shape[1]
             embedded = self.embed_tokens(ids, torch.ones_like(ids, dtype=torch.bool), task=task, before=before)
             return args, {**kwargs, "input_ids": None, "inputs_embeds": embedded}
 

@@ -96,6 +96,9 @@ def start_from(
         taken |= {
             f"{name}.{part}": f"{origin}.{part}" for part in LETTERS if part in wanted and f"{name}.{part}" in own
         }
+        # P-tuning's vectors and network; of multitask prompts, the vectors of those tasks that the source has too.
+        without_letter = sorted(_parts(own) & _parts(theirs) - LETTERS.keys()) if parts == "all" else []
+        taken |= {f"{name}.{part}": f"{origin}.{part}" for part in without_letter}
     visual = {name: name for name in own if parts == "all" and name.startswith(VISUAL) and name in theirs}
     heads = {name: name for name in own if parts == "all" and name in theirs and _same_head(name, model, source)}
 
@@ -166,7 +169,7 @@ def _method_fields(
     yield _Field(
         "trained parts", _letters(wanted & _parts(own)), _letters(wanted & theirs), f"method.name={method}{instead}"
     )
-    length = "method.budget_length" if method == "prompt" else "method.prompt_length"
+    length = "method.budget_length" if method in ("prompt", "mpt") else "method.prompt_length"
     sizes = {"prompt": ("prompt length (m)", 0, length), "a": ("rank (r)", 1, "method.rank")}
     sizes["w1"] = sizes["a"]
     inside = {name: tuple(value.shape) for name, value in source.tensors.items() if name.startswith("backbone.")}
@@ -174,6 +177,9 @@ def _method_fields(
         prompt, _, part = name.rpartition(".")
         if name.startswith("backbone."):
             yield _Field(name, tuple(own[name].shape), inside.pop(name, ABSENT), f"method.* as in {METHOD_RECORD}")
+        elif prompt.startswith("prompt") and part not in LETTERS:
+            shapes = tuple(own[name].shape), tuple(source.tensors[origin].shape)
+            yield _Field(name, *shapes, f"method.* as in {METHOD_RECORD}")
         elif prompt.startswith("prompt") and part in sizes and origin in source.tensors:
             what, axis, setting = sizes[part]
             size = source.tensors[origin].shape[axis]
@@ -229,7 +235,8 @@ def _resized(rows: Tensor, length: int) -> Tensor:
 def _notes(
     own: Mapping[str, Tensor], source: Adapter, taken: Mapping[str, str], wanted: set[str], path: Path
 ) -> Iterator[str]:
-    parts = [_letters(wanted)] if wanted else []
+    parts = [_letters(wanted)] if wanted & LETTERS.keys() else []
+    parts += [name for name in taken if name.startswith("prompt") and name.rpartition(".")[2] not in LETTERS]
     parts += ["the visual embedding"] if any(name.startswith(VISUAL) for name in taken) else []
     heads = dict.fromkeys(name.split(".")[1] for name in own if name.startswith("heads."))
     carried = {name.split(".")[1] for name in taken if name.startswith("heads.")}

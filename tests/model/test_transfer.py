@@ -182,6 +182,15 @@ class TestParts:
         assert message.endswith("make this run like it: method.* as in the source's adapter_config.json")
         assert "lora_A.default.weight" in refused(fresh(), settings("adapter", budget_length=100), source)
 
+    @pytest.mark.parametrize("method", ["p_tuning", "mpt"])
+    def test_prompts_of_more_parts_go_on_with_all_of_them(self, backbone: Backbone, method: str) -> None:
+        source = source_of(backbone, settings(method))
+        built, _ = start(backbone, settings(method), source)
+        state = trained_tensors(built.model, built.groups)
+        assert all(torch.equal(state[name], value) for name, value in source.tensors.items())
+        length = {"p_tuning": "prompt_length", "mpt": "budget_length"}[method]
+        assert "prompt." in refused(backbone, settings(method, **{length: 6}), source)
+
 
 class TestSizes:
     def test_a_longer_a_is_cut(self, backbone: Backbone) -> None:
