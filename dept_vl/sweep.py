@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dept_vl.command_line import Parser, StopSignal, paths_by_task, run, say
 from dept_vl.config import layer_names
 from dept_vl.settings import METHODS, nearest
-from dept_vl.sweeping.grid import Grid, backbone_label, read_override, read_seeds
+from dept_vl.sweeping.grid import Grid, backbone_label, check_reference, read_override, read_seeds, setups
 from feature_extraction.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ def main(arguments: list[str]) -> None:
     several = [one for one in grid.overrides if options.search and one.key.endswith("_lr") and len(one.values) > 1]
     if several:
         raise UsageError(f"{several[0].text!r}: --search chooses the rates. Give one value to start from, or none")
+
+    if options.reference is not None:
+        check_reference(options.reference, setups(grid))
 
     from dept_vl.sweeping.runner import How, collect, run_grid, run_unit
 
@@ -135,7 +138,6 @@ def _stores(values: Sequence[str], tasks: Sequence[str]) -> dict[str, Path]:
 
 
 def _write_script(grid: Grid, options: Namespace, how: How, stop: StopSignal) -> None:
-    from dept_vl.sweeping.grid import setups
     from dept_vl.sweeping.possible import why_impossible
     from dept_vl.sweeping.slurm import slurm_script
     from feature_extraction.durable import write_durably

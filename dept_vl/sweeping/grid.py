@@ -195,6 +195,20 @@ def read_seeds(text: str) -> tuple[int, ...]:
     return numbers if "," in text else tuple(range(numbers[0]))
 
 
+def check_reference(reference: str, rows: Sequence[Setup]) -> None:
+    """Refuse what is neither a method nor the label of a row.
+
+    Raises:
+        UsageError: names what there is.
+    """
+    labels = list(dict.fromkeys(name for row in rows for name in (row.method, row.label)))
+    if reference not in labels:
+        raise UsageError(
+            f"--reference is {reference!r}, which the sweep does not have.{nearest(reference, labels)} "
+            f"There are: {', '.join(labels)}"
+        )
+
+
 def backbone_label(name: str) -> str:
     """A backbone as it stands in tables and folders: a folder by its own name, a Hugging Face id whole."""
     path = Path(name)

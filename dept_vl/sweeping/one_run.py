@@ -9,21 +9,21 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dept_vl.command_line import StopSignal, command_text
 from dept_vl.config import settings_from_yaml
 from dept_vl.settings import Settings
-from dept_vl.sweeping.grid import Cell, Grid, settings_of, train_arguments
+from dept_vl.sweeping.grid import Cell, Grid, flat_settings, settings_of, train_arguments
+from feature_extraction.differences import refuse_differences
 from feature_extraction.errors import Interrupted, NumericalError, UsageError
 
 POLL_SECONDS = 0.2
+STDERR = 2  # stdout carries our own results
 SPLITS = ("validation", "test")  # that every run is evaluated on
 
 
@@ -47,6 +47,7 @@ def run_cell(
     Raises:
         Interrupted: a signal came; the same call goes on.
         UsageError: another process is at it.
+        IncompatibleError: the folder has the run of other settings or data.
         LaunchedRunError: a command that the launcher has started failed.
         Any error of training or evaluating.
     """
@@ -74,8 +75,12 @@ def run_cell(
 def is_complete(
     folder: Path, settings: Settings, *, data: Mapping[str, Path], splits: tuple[str, ...] = SPLITS
 ) -> bool:
-    """Whether a run of these settings and data lies there, trained and evaluated. Nothing of it is loaded."""
-    return all(_metrics_path(folder, split).is_file() for split in splits) and _is_trained(folder, settings, data)
+    """Whether a run of these settings and data lies there, trained and evaluated. Nothing of it is loaded.
+
+    Raises:
+        IncompatibleError: it is a run of other settings or data.
+    """
+    return _is_trained(folder, settings, data) and all(_metrics_path(folder, split).is_file() for split in splits)
 
 
 def read_metrics(folder: Path, split: str) -> dict[str, float | None]:
@@ -129,7 +134,7 @@ def _evaluate(folder: Path, split: str) -> None:
 def _launch(launcher: str, command: Sequence[str], folder: Path, stop: StopSignal) -> None:
     """Run a command by a launcher, which writes to our stderr; a signal goes on to it."""
     process = subprocess.Popen(  # noqa: S603 - what the user asks for
-        [*shlex.split(launcher), *command], stdout=sys.stderr, start_new_session=True
+        [*shlex.split(launcher), *command], stdout=STDERR, start_new_session=True
     )
     told = False
     try:
@@ -151,12 +156,17 @@ def _launch(launcher: str, command: Sequence[str], folder: Path, stop: StopSigna
 
 
 def _is_trained(folder: Path, settings: Settings, data: Mapping[str, Path]) -> bool:
-    """Whether the run has its adapter; one of other settings has not, so that training says what differs."""
-    if not (folder / "adapter").is_dir():
-        return False
-    found = replace(settings_from_yaml(folder / "config.yaml"), features=settings.features)
-    record: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    return found == settings and record["data"] == {task: str(path.resolve()) for task, path in data.items()}
+    """Whether the run has its adapter; one of other settings is refused."""
+    if (folder / "run.json").is_file():
+        record: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        places = {task: str(path.resolve()) for task, path in data.items()}
+        refuse_differences(
+            {**flat_settings(settings_from_yaml(folder / "config.yaml")), "--data": record["data"]},
+            {**flat_settings(settings), "--data": places},
+            what=f"{folder} is the run of other settings (expected: its own; got: this command's)",
+            advice="Give another --output, or the settings of that run to go on with it",
+        )
+    return (folder / "adapter").is_dir()
 
 
 def _metrics_path(folder: Path, split: str) -> Path:

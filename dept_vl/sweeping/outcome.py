@@ -54,12 +54,12 @@ def read_outcome(grid: Grid, chosen: Cell | None, cell: Cell, place: Path, *, im
         return Outcome(cell, place, NOT_POSSIBLE, impossible)
     settings = settings_of(grid, chosen or cell)
     outcome = Outcome(chosen or cell, place, MISSING, metric=settings.task.selection_metric)
-    failure = read_failure(place)
-    if failure is not None:
-        return outcome._replace(state=FAILED, reason=failure.reason, exit_code=failure.exit_code)
     if chosen is not None and is_complete(place, settings, data={cell.setup.task: grid.data[cell.setup.task]}):
         validation, test = (read_metrics(place, split) for split in SPLITS)
         return outcome._replace(state=DONE, validation=validation, test=test)
+    failure = read_failure(place)
+    if failure is not None:
+        return outcome._replace(state=FAILED, reason=failure.reason, exit_code=failure.exit_code)
     return outcome
 
 

@@ -14,8 +14,8 @@ REDRAW_SECONDS = 1.0
 class Status:
     """Counts what is done and has failed, and estimates the time to the end from what this command has done so far."""
 
-    def __init__(self, what: str, *, total: int, done: int, jobs: int) -> None:
-        self._what, self._total, self._done, self._jobs = what, total, done, jobs
+    def __init__(self, what: str, *, total: int, done: int) -> None:
+        self._what, self._total, self._done = what, total, done
         self._failed = self._own = 0
         self._started = self._drawn = time.monotonic()
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dept_vl.settings import nearest
-from dept_vl.sweeping.grid import BEYOND_BUDGET, Setup
+from dept_vl.sweeping.grid import BEYOND_BUDGET, Setup, check_reference
 from dept_vl.sweeping.outcome import DONE, NOT_POSSIBLE, Outcome
 from dept_vl.sweeping.statistics import (
     NO_INTERVAL,
@@ -20,7 +19,6 @@ from dept_vl.sweeping.statistics import (
     permutation_p,
     seed_interval,
 )
-from feature_extraction.errors import UsageError
 
 if TYPE_CHECKING:
     from dept_vl.cost import Cost
@@ -95,15 +93,12 @@ def summarise(outcomes: Sequence[Outcome], *, reference: str | None = None, budg
     for outcome in outcomes:
         setup = outcome.cell.setup
         groups.setdefault(setup._replace(overrides=()), []).append(outcome)
-    labels = list(dict.fromkeys(name for setup in groups for name in (setup.method, setup.label)))
-    if reference is not None and reference not in labels:
-        raise UsageError(
-            f"--reference is {reference!r}, which the sweep does not have.{nearest(reference, labels)} "
-            f"There are: {', '.join(labels)}"
-        )
-    chosen = reference or ("dept" if "dept" in labels else None)
+    if reference is None and any(setup.method == "dept" for setup in groups):
+        reference = "dept"
+    if reference is not None:
+        check_reference(reference, list(groups))
     entries = [_entry(group) for group in groups.values()]
-    return Table(tuple(_compared(entries, groups, chosen)), chosen, budget)
+    return Table(tuple(_compared(entries, groups, reference)), reference, budget)
 
 
 def read_per_example(outcome: Outcome) -> dict[str, float]:

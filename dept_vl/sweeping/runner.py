@@ -20,7 +20,7 @@ from dept_vl.sweeping.outcome import Failure, Outcome, forget_failure, read_fail
 from dept_vl.sweeping.possible import read_verdicts, why_impossible
 from dept_vl.sweeping.processes import run_beside, visible_devices
 from dept_vl.sweeping.progress import Status
-from dept_vl.sweeping.search import best_rates, read_trials, search_rates
+from dept_vl.sweeping.search import best_rates, load_optuna, read_trials, search_rates, trials_of
 from feature_extraction.errors import Interrupted, UsageError
 
 
@@ -37,10 +37,13 @@ def run_grid(grid: Grid, folder: Path, *, stop: StopSignal, how: How = How()) ->
     """Run all cells and read what became of them; one that fails does not stop the others.
 
     Raises:
-        UsageError: no run is possible.
+        UsageError: no run is possible, or optuna is not installed for a search.
+        IncompatibleError: the folder has runs or searches of other settings.
         Interrupted: a signal came; the same call goes on.
         Any other error of a dry run: the data or the features are not in order.
     """
+    if how.trials:
+        load_optuna()
     rows = setups(grid)
     impossible = why_impossible(grid, rows, folder, stop)
     possible = [row for row in rows if row not in impossible]
@@ -102,7 +105,7 @@ def _run_all(grid: Grid, wanted: Sequence[Setup | Cell], folder: Path, how: How,
     if not todo:
         return
     what = "searches" if isinstance(todo[0], Setup) else "runs"
-    status = Status(what, total=len(wanted), done=len(wanted) - len(todo), jobs=how.jobs)
+    status = Status(what, total=len(wanted), done=len(wanted) - len(todo))
     if how.jobs == 1:
         for unit in todo:
             if stop:
@@ -150,7 +153,7 @@ def _run_here(grid: Grid, unit: Setup | Cell, folder: Path, how: How, stop: Stop
     except Interrupted:
         raise
     except Exception as error:
-        record_failure(place, Failure(one_line(error), exit_code_of(error) or 1))
+        record_failure(place, Failure(" ".join(one_line(error).split()), exit_code_of(error) or 1))
         raise
 
 
@@ -202,7 +205,7 @@ def unit_command(grid: Grid, number: int | str, folder: Path, how: How) -> list[
 
 def _is_done(grid: Grid, unit: Setup | Cell, folder: Path, how: How) -> bool:
     if isinstance(unit, Setup):
-        return len(read_trials(_place(unit, folder))) >= how.trials
+        return len(trials_of(grid, unit, _place(unit, folder))) >= how.trials
     cell = _chosen(unit, folder, how)
     data = {unit.setup.task: grid.data[unit.setup.task]}
     return cell is not None and is_complete(_place(unit, folder), settings_of(grid, cell), data=data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from dept_vl.command_line import StopSignal, say
@@ -49,8 +50,7 @@ def search_rates(
         IncompatibleError: the place holds a search with other settings.
         Interrupted: a signal came.
     """
-    own = flat_settings(settings_of(grid, Cell(row, grid.seeds[0])))
-    done = _trials_of(place, own)[:trials]
+    own, done = _own_settings(grid, row), trials_of(grid, row, place)[:trials]
     for number in range(len(done), trials):
         if stop:
             raise Interrupted(f"{number} of {trials} trials of {row.folder} are done. The same command goes on")
@@ -70,17 +70,34 @@ def read_trials(place: Path) -> list[Trial]:
     return [Trial(**one) for one in json.loads(path.read_text())["trials"]] if path.is_file() else []
 
 
+def trials_of(grid: Grid, row: Setup, place: Path) -> list[Trial]:
+    """What has been tried so far for a row.
+
+    Raises:
+        IncompatibleError: the trials are those of other settings.
+    """
+    path = place / FILE
+    if path.is_file():
+        refuse_differences(
+            json.loads(path.read_text())["settings"],
+            _own_settings(grid, row),
+            what=f"{place} is a search with other settings (expected: its own; got: this command's)",
+            advice="Give another --output, or the settings of that search to go on with it",
+        )
+    return read_trials(place)
+
+
 def best_rates(trials: Sequence[Trial]) -> dict[str, str]:
     """The settings of the trial with the highest score, the first of equal ones; one at least has a score."""
     best = max((trial for trial in trials if trial.score is not None), key=lambda trial: trial.score or 0.0)
     return {f"optimizer.{group}_lr": f"{rate:g}" for group, rate in best.rates.items()}
 
 
-def suggest_rates(trials: Sequence[Trial], number: int) -> dict[str, float]:
-    """What to try next, from all that was tried: equal for equal trials, whatever process they were run in.
+def load_optuna() -> ModuleType:
+    """The engine of the search.
 
     Raises:
-        UsageError: optuna is not installed.
+        UsageError: it is not installed.
     """
     try:
         import optuna
@@ -88,7 +105,12 @@ def suggest_rates(trials: Sequence[Trial], number: int) -> dict[str, float]:
         raise UsageError(
             f"--search needs optuna, which cannot be imported ({error}). Run: pip install 'dept_vl[sweep]'"
         ) from error
+    return optuna
 
+
+def suggest_rates(trials: Sequence[Trial], number: int) -> dict[str, float]:
+    """What to try next, from all that was tried: equal for equal trials, whatever process they were run in."""
+    optuna = load_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     groups = list(trials[0].rates)
     space: dict[str, Any] = {
@@ -105,21 +127,8 @@ def suggest_rates(trials: Sequence[Trial], number: int) -> dict[str, float]:
     return {group: float(f"{rate:.3g}") for group, rate in study.ask(space).params.items()}
 
 
-def _trials_of(place: Path, own: Mapping[str, Any]) -> list[Trial]:
-    """What has been tried so far with these settings.
-
-    Raises:
-        IncompatibleError: the trials are those of other settings.
-    """
-    path = place / FILE
-    if path.is_file():
-        refuse_differences(
-            json.loads(path.read_text())["settings"],
-            own,
-            what=f"{place} is a search with other settings (expected: its own; got: this command's)",
-            advice="Give another --output, or the settings of that search to go on with it",
-        )
-    return read_trials(place)
+def _own_settings(grid: Grid, row: Setup) -> dict[str, Any]:
+    return flat_settings(settings_of(grid, Cell(row, grid.seeds[0])))
 
 
 def _run_trial(

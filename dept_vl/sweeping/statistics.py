@@ -61,7 +61,7 @@ def permutation_p(differences: Sequence[float]) -> float:
     from scipy.stats import permutation_test
 
     moved = np.asarray([one for one in differences if one != 0], dtype=np.float64)  # a sign does not change the others
-    if len(moved) == 0:
+    if len(moved) < 2:  # one sign alone makes the mean as far from zero, whatever it is
         return 1.0
     test = permutation_test(
         (moved,),
