@@ -137,7 +137,7 @@ def model_size(points: dict[str, list[Point]], settings: Settings) -> Page:
     picture = draw_groups(
         groups,
         bars,
-        title=f"What DePT with m = {length} saves over prompt tuning with {longest}",
+        title=f"Saved by DePT, m = {length}, l = {longest}",
         y_label="saved, %",
         note=_short_note(points, settings),
         level=0,

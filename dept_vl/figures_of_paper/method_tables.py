@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dept_vl.figures_of_paper.literature import literature
+from dept_vl.figures_of_paper.literature import Report, literature
 from dept_vl.figures_of_paper.page import Page, markdown_table
 from dept_vl.figures_of_paper.sweep_results import Run
-from dept_vl.sweeping.outcome import DONE
+from dept_vl.sweeping.outcome import DONE, FAILED, MISSING
 from dept_vl.sweeping.tables import latex
 from feature_extraction.errors import UsageError
 
@@ -73,11 +73,10 @@ def method_table(table: str, runs: Sequence[Run], tasks: Sequence[str], *, ours_
     rows = _our_rows(table, wanted)
     if not ours_only:
         rows = _beside(rows, table, tasks)
-    notes = [origin, *_legend(rows, tasks, ours_only=ours_only)]
-    undone = [run for run in wanted if run.state != DONE]
-    notes += [f"{run.label} on {run.task}, seed {run.seed}: {run.reason or run.state}." for run in undone]
-    sources = dict.fromkeys(row.source for row in rows if row.source)
-    notes += [f"Theirs: {source}." for source in sources]
+    legend = _legend(rows, tasks, ours_only=ours_only)
+    legend += [f"Theirs: {source}." for source in dict.fromkeys(row.source for row in rows if row.source)]
+    undone = {(run.label, run.task, run.reason or run.state): run.state for run in wanted if run.state != DONE}
+    notes = [f"{label} on {task}: {reason}." for label, task, reason in undone]
     head = ["method", "whose", *(f"{task} ({TABLES[table].tasks[task]})" for task in tasks), "mean"]
     cells = [_cells(row, tasks) for row in rows]
     title = f"{TABLES[table].title}: methods and tasks"
@@ -85,8 +84,9 @@ def method_table(table: str, runs: Sequence[Run], tasks: Sequence[str], *, ours_
         title=title,
         rows=[record for row in rows for record in _records(row, table, tasks)],
         table=markdown_table(head, cells),
-        notes=notes,
-        latex=_latex(title, head, cells, notes),
+        notes=[origin, *legend, *notes],
+        latex=_latex(title, head, cells, legend),
+        unfinished=sum(run.state in (FAILED, MISSING) for run in wanted),
     )
 
 
@@ -111,24 +111,19 @@ def _our_rows(table: str, runs: Sequence[Run]) -> list[Row]:
 
 def _beside(ours: Sequence[Row], table: str, tasks: Sequence[str]) -> list[Row]:
     """Ours, each method's followed by what others report of it; at the end the others."""
-    reports = literature(table)
-    theirs = {
-        report: Row(
-            report.label,
-            report.of,
-            report.source,
-            {task: (score, None, 1) for task, score in report.scores.items() if task in tasks},
-            ours=False,
-        )
-        for report in reports
-    }
-    rows: list[Row] = []
+    theirs = [(report.method, _report_row(report, tasks)) for report in literature(table)]
     methods = [row.label.split(" ")[0] for row in ours]
+    rows: list[Row] = []
     for number, (row, method) in enumerate(zip(ours, methods, strict=True)):
         rows.append(row)
         if method not in methods[number + 1 :]:
-            rows += [one for report, one in theirs.items() if report.method == method]
-    return rows + [one for report, one in theirs.items() if report.method not in methods and one.scores]
+            rows += [one for other, one in theirs if other == method]
+    return rows + [one for other, one in theirs if other not in methods and one.scores]
+
+
+def _report_row(report: Report, tasks: Sequence[str]) -> Row:
+    scores = {task: (score, None, 1) for task, score in report.scores.items() if task in tasks}
+    return Row(report.label, report.of, report.source, scores, ours=False)
 
 
 def _cells(row: Row, tasks: Sequence[str]) -> list[str]:
@@ -142,11 +137,11 @@ def _cells(row: Row, tasks: Sequence[str]) -> list[str]:
 
 
 def _legend(rows: Sequence[Row], tasks: Sequence[str], *, ours_only: bool) -> list[str]:
-    notes = ["Scores times 100 on the test split; mean: over the tasks of the table."]
+    notes = ["Scores times 100 on the test split; mean: over the tasks of this table."]
     if any(spread is not None for row in rows for _, spread, _ in row.scores.values()):
         notes.append("± is the standard deviation over the seeds.")
     if any(row.ours and task not in row.scores for row in rows for task in tasks):
-        notes.append(f"{NOT_RUN}: not run, or not ended well.")
+        notes.append(f"{NOT_RUN}: not run, not ended well, or not defined, as a correlation of constant answers.")
     if not ours_only:
         notes.append(
             "Ours and theirs differ in backbone, steps and, where the data above are not the official ones, in the "
@@ -170,10 +165,10 @@ def _records(row: Row, table: str, tasks: Sequence[str]) -> list[dict[str, Any]]
     return [*records, {**head, "task": "mean", "score": row.mean(tasks), "source": row.source}]
 
 
-def _latex(title: str, head: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+def _latex(title: str, head: Sequence[str], cells: Sequence[Sequence[str]], legend: Sequence[str]) -> str:
     """The table for a paper; it needs the package booktabs."""
     lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering"]
-    lines += [f"\\caption{{{latex(f'{title}. ' + ' '.join(notes[1:]))}}}"]
+    lines += [f"\\caption{{{latex(f'{title}. ' + ' '.join(legend))}}}"]
     lines += [f"\\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", r"\toprule"]
     lines += [f"{' & '.join(map(latex, row))} \\\\" for row in [head]] + [r"\midrule"]
     lines += [f"{' & '.join(map(latex, row))} \\\\" for row in cells]

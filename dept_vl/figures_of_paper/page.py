@@ -20,6 +20,7 @@ class Page(NamedTuple):
     notes: Sequence[str]  # what was measured, and how to read it; a sentence or two each
     picture: bytes | None = None  # SVG
     latex: str | None = None
+    unfinished: int = 0  # runs that it should be of, but that have failed or are missing
 
 
 def write_page(folder: Path, name: str, page: Page, *, command: str) -> list[str]:

@@ -62,9 +62,10 @@ def two_rates(runs: Sequence[Run], *, origin: str) -> Page:
             "Figure 5 compares one rate for both groups with two, but the finished runs do not have both. Give --rates "
             "two values or more; a sweep needs optimizer.prompt_lr and optimizer.low_rank_lr with the same values"
         )
-    found.sort(key=lambda one: (one.backbone, one.task, not one.single, -one.prompt_lr, -one.low_rank_lr))
+    places = list(dict.fromkeys((one.backbone, one.task) for one in found))
+    found.sort(key=lambda one: (places.index(one[:2]), not one.single, -one.prompt_lr, -one.low_rank_lr))
     panels = {}
-    for place in dict.fromkeys((one.backbone, one.task) for one in found):
+    for place in places:
         mine = [one for one in found if (one.backbone, one.task) == place]
         bars = [Bar(one.label, one.mean, f"{one.mean:.1f}", one.low, one.high, strong=not one.single) for one in mine]
         panels[f"{place[1]}, {mine[0].metric} ({place[0]})"] = bars
