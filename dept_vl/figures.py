@@ -72,6 +72,11 @@ def main(arguments: list[str]) -> None:
     files = write_page(options.output, options.name, page, command=command_text("dept_vl.figures", arguments))
     sys.stdout.write(f"{page.table}\n")
     say(f"Wrote {', '.join(files)} in {options.output}")
+    if page.unfinished:
+        raise UnfinishedError(
+            f"{page.unfinished} run(s) of {options.name} have failed or are missing; it is of the others. "
+            f"{'The command of the sweep' if options.sweep else 'The same command'} tries them again"
+        )
 
 
 def _parser() -> Parser:
@@ -335,6 +340,12 @@ def _stores(options: Namespace, settings: Mapping[str, Settings]) -> dict[str, P
         raise UsageError(f"--features is of no use for {', '.join(settings)}, without images. Leave it out")
     needed = pictured and (options.features or options.data)
     return paths_by_task("--features", options.features or [], pictured) if needed else {}
+
+
+class UnfinishedError(RuntimeError):
+    """Some runs have failed."""
+
+    exit_code = 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dept_vl.figures_of_paper.drawing import Bar, draw_bars
 from dept_vl.figures_of_paper.page import Page, markdown_table
 from dept_vl.figures_of_paper.sweep_results import Run
+from dept_vl.sweeping.outcome import FAILED, MISSING
 from feature_extraction.errors import UsageError
 
 RATES = ("prompt_lr", "low_rank_lr")  # as the sweep calls what it varies
@@ -102,6 +103,7 @@ def two_rates(runs: Sequence[Run], *, origin: str) -> Page:
         picture=draw_bars(
             panels, x_label="test score", note=f"Ours. Rates of P and of A, B: two (dark), one (pale); {bar}"
         ),
+        unfinished=sum(run.state in (FAILED, MISSING) for run in runs),
     )
 
 
