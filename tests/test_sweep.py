@@ -20,7 +20,7 @@ from dept_vl.config import settings_from_yaml, settings_to_yaml
 from dept_vl.leaderboard import write_numbers
 from dept_vl.settings import Settings
 from dept_vl.sweep import main
-from dept_vl.sweeping import one_run, possible, runner
+from dept_vl.sweeping import one_run, plots, possible, runner
 from dept_vl.train import main as train_main
 from dept_vl.training import run as training_run
 from feature_extraction.errors import NumericalError, UsageError
@@ -105,6 +105,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     monkeypatch.setattr(training_run, "train_run", train_run)
     monkeypatch.setattr(inference, "evaluate_run", evaluate_run)
+    monkeypatch.setattr(plots, "draw_all", lambda table: {})
     for module in (one_run, possible):
         monkeypatch.setattr(module, "fresh_state", nullcontext)
     return counted

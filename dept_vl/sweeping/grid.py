@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,9 +121,14 @@ def settings_of(grid: Grid, cell: Cell) -> Settings:
     Raises:
         UsageError: a setting is not in order.
     """
-    setup = cell.setup
+    settings = _row_settings(cell.setup, grid.data[cell.setup.task])
+    return replace(settings, training=replace(settings.training, seed=cell.seed))
+
+
+@cache  # asked for again and again, and of some milliseconds each
+def _row_settings(setup: Setup, data: Path) -> Settings:
     choices: dict[str, str | None] = {"backbone": setup.backbone, "task": setup.task, "method": setup.method}
-    return load_settings(choices, _assignments(cell), data={setup.task: grid.data[setup.task]})
+    return load_settings(choices, _assignments(setup), data={setup.task: data})
 
 
 def flat_settings(settings: Settings) -> dict[str, Any]:
@@ -137,7 +143,16 @@ def train_arguments(grid: Grid, cell: Cell, folder: Path) -> list[str]:
     setup = cell.setup
     stores = ["--features", str(grid.features[setup.task])] if setup.task in grid.features else []
     chosen = ["--task", setup.task, "--method", setup.method, "--backbone", setup.backbone]
-    return [*chosen, "--data", str(grid.data[setup.task]), *stores, "--output", str(folder), *_assignments(cell)]
+    return [
+        *chosen,
+        "--data",
+        str(grid.data[setup.task]),
+        *stores,
+        "--output",
+        str(folder),
+        *_assignments(setup),
+        f"training.seed={cell.seed}",
+    ]
 
 
 def sweep_arguments(grid: Grid, folder: Path) -> list[str]:
@@ -230,8 +245,8 @@ def _setups_of(grid: Grid, backbone: str, task: str, method: str) -> Iterator[Se
         yield Setup(backbone, task, method, tuple(chosen.items()), tuple((short[key], chosen[key]) for key in several))
 
 
-def _assignments(cell: Cell) -> list[str]:
-    return [*(f"{key}={value}" for key, value in cell.setup.overrides), f"training.seed={cell.seed}"]
+def _assignments(setup: Setup) -> list[str]:
+    return [f"{key}={value}" for key, value in setup.overrides]
 
 
 def _split(text: str) -> list[str]:

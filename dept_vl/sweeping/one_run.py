@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +161,19 @@ def _is_trained(folder: Path, settings: Settings, data: Mapping[str, Path]) -> b
     if (folder / "run.json").is_file():
         record: dict[str, Any] = json.loads((folder / "run.json").read_text())
         places = {task: str(path.resolve()) for task, path in data.items()}
+        config = folder / "config.yaml"
         refuse_differences(
-            {**flat_settings(settings_from_yaml(folder / "config.yaml")), "--data": record["data"]},
+            {**_saved_settings(config, config.stat().st_mtime_ns), "--data": record["data"]},
             {**flat_settings(settings), "--data": places},
             what=f"{folder} is the run of other settings (expected: its own; got: this command's)",
             advice="Give another --output, or the settings of that run to go on with it",
         )
     return (folder / "adapter").is_dir()
+
+
+@cache  # asked for again and again
+def _saved_settings(path: Path, changed: int) -> Mapping[str, Any]:
+    return flat_settings(settings_from_yaml(path))
 
 
 def _metrics_path(folder: Path, split: str) -> Path:
