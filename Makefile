@@ -19,7 +19,7 @@ demo: .venv/demo.stamp
 	$(BIN)/python -m dept_vl.report --run $(RUN) --split test --images $(DEMO)/data/images
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
