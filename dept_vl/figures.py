@@ -126,6 +126,7 @@ def _check_options(options: Namespace) -> None:
             f"No figure is called {options.name!r}.{nearest(options.name, NAMES)} There are: {', '.join(NAMES)}"
         )
     mine = OPTIONS[options.name]
+    _check_sweep(options)
     for name in dict.fromkeys(name for every in OPTIONS.values() for name in every):
         value = getattr(options, name)
         if name not in mine and value is not None:
@@ -143,6 +144,16 @@ def _check_options(options: Namespace) -> None:
             raise UsageError(
                 f'Figures need matplotlib, which cannot be imported ({error}). Run: pip install "dept_vl[sweep]"'
             ) from error
+
+
+def _check_sweep(options: Namespace) -> None:
+    """Refuse what would say how runs are made where they are there already."""
+    how = ("backbones", "data", "features", "methods", "seeds", "budget", "jobs", "rates")
+    given = [f"--{name}" for name in how if getattr(options, name) is not None] + [
+        repr(one) for one in options.overrides
+    ]
+    if options.sweep is not None and given:
+        raise UsageError(f"{given[0]} is of no use with --sweep, whose runs are there already. Leave it out")
 
 
 def _cost_figure(options: Namespace, stop: StopSignal) -> Page:
@@ -202,12 +213,14 @@ def _from_runs(options: Namespace, stop: StopSignal) -> Page:
     """Figure 5 or a table, from a finished sweep or one that is made here."""
     from dept_vl.figures_of_paper.method_tables import TABLES as TASKS_OF
     from dept_vl.figures_of_paper.method_tables import method_table
+    from dept_vl.figures_of_paper.sweep_results import read_runs
 
     table = options.name.removeprefix("table-") if options.name in TABLES else None
     known = list(TASKS_OF[table].tasks) if table else layer_names("task")
     asked = _names("--tasks", options.tasks, known) if options.tasks else None
     if options.sweep is not None:
-        runs, origin, tasks = *_finished(options), asked
+        runs, origin = read_runs(options.sweep), f"Ours: the runs of the sweep in {options.sweep}."
+        tasks = asked
     else:
         if asked is None and table is None:
             raise UsageError("--tasks is missing for fig5. Give one or several, as in --tasks sst2")
@@ -220,17 +233,6 @@ def _from_runs(options: Namespace, stop: StopSignal) -> Page:
     there = {run.task for run in runs}
     columns = tasks or [task for task in known if task in there] or known
     return method_table(table, runs, columns, ours_only=options.ours_only, origin=origin)
-
-
-def _finished(options: Namespace) -> tuple[list[Run], str]:
-    """The runs of a finished sweep, and where they are from."""
-    given = [name for name in ("backbones", "data", "features") if getattr(options, name) is not None]
-    if given or options.overrides:
-        what = f"--{given[0]}" if given else repr(options.overrides[0])
-        raise UsageError(f"{what} is of no use with --sweep, whose runs are there already. Leave it out")
-    from dept_vl.figures_of_paper.sweep_results import read_runs
-
-    return read_runs(options.sweep), f"Ours: the runs of the sweep in {options.sweep}."
 
 
 def _run_sweep(options: Namespace, tasks: Sequence[str], stop: StopSignal) -> tuple[list[Run], str]:
@@ -319,7 +321,14 @@ def _names(option: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 def _backbones(options: Namespace) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in (options.backbones or "t5-mini").split(",") if part.strip()))
+    from dept_vl.sweeping.grid import backbone_label
+
+    names = list(dict.fromkeys(part.strip() for part in (options.backbones or "t5-mini").split(",") if part.strip()))
+    labels = [backbone_label(name) for name in names]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise UsageError(f"--backbones has two that are both called {twice[0]!r}. Rename one of the folders")
+    return names
 
 
 def _rates(text: str) -> list[str]:

@@ -45,11 +45,12 @@ class Row(NamedTuple):
     source: str
     scores: Mapping[str, tuple[float, float | None, int]]  # task: mean, standard deviation of a sample, runs
     ours: bool
+    printed_mean: float | None = None  # that the source itself gives for these tasks
 
     def mean(self, tasks: Sequence[str]) -> float | None:
         """Over the tasks; None where one is missing."""
-        if any(task not in self.scores for task in tasks):
-            return None
+        if self.printed_mean is not None or any(task not in self.scores for task in tasks):
+            return self.printed_mean
         return statistics.fmean(self.scores[task][0] for task in tasks)
 
 
@@ -111,7 +112,7 @@ def _our_rows(table: str, runs: Sequence[Run]) -> list[Row]:
 
 def _beside(ours: Sequence[Row], table: str, tasks: Sequence[str]) -> list[Row]:
     """Ours, each method's followed by what others report of it; at the end the others."""
-    theirs = [(report.method, _report_row(report, tasks)) for report in literature(table)]
+    theirs = [(report.method, _report_row(report, table, tasks)) for report in literature(table)]
     methods = [row.label.split(" ")[0] for row in ours]
     rows: list[Row] = []
     for number, (row, method) in enumerate(zip(ours, methods, strict=True)):
@@ -121,9 +122,10 @@ def _beside(ours: Sequence[Row], table: str, tasks: Sequence[str]) -> list[Row]:
     return rows + [one for other, one in theirs if other not in methods and one.scores]
 
 
-def _report_row(report: Report, tasks: Sequence[str]) -> Row:
+def _report_row(report: Report, table: str, tasks: Sequence[str]) -> Row:
     scores = {task: (score, None, 1) for task, score in report.scores.items() if task in tasks}
-    return Row(report.label, report.of, report.source, scores, ours=False)
+    mean = report.mean if set(tasks) == set(TABLES[table].tasks) else None
+    return Row(report.label, report.of, report.source, scores, ours=False, printed_mean=mean)
 
 
 def _cells(row: Row, tasks: Sequence[str]) -> list[str]:
