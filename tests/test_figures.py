@@ -158,6 +158,15 @@ class TestRuns:
             "The command of the sweep tries them again\n"
         )
 
+    def test_a_table_of_tasks_with_images(self, tiny_t5: Path, toy_vqa: Path, toy_store: Path, tmp_path: Path) -> None:
+        data = ["--tasks", "vqa", "--data", str(toy_vqa), "--features", str(toy_store), "--backbones", str(tiny_t5)]
+        splits = "task.splits={train: train, validation: val, test: test}"
+        options = ["--methods", "dept", "--seeds", "1", *SIZES, splits, "task.max_text_length=8"]
+        main(["table-vl", *data, *options, "--output", str(tmp_path)])
+        text = (tmp_path / "table-vl.md").read_text()
+        assert "| method | whose | vqa (accuracy) | mean |" in text
+        assert "| VL-PET-large, 4.16 % trained | theirs (CLIP-BART, 1 run) | 66.40 | 66.40 |" in text
+
     def test_figure_5_has_every_pair_of_rates(self, where: list[str], tmp_path: Path) -> None:
         main(["fig5", *where, "--rates", "0.3,0.003", "--seeds", "1", "--output", str(tmp_path), *SIZES])
         lines = rows(tmp_path / "fig5.csv")

@@ -214,7 +214,7 @@ def _notes(points: dict[str, list[Point]], settings: Settings) -> list[str]:
         f"{settings.data.evaluation_batch_size} in inference, {settings.training.precision}.",
         f"Data: {where}; at most {task.max_text_length} text tokens{images}, {task.max_target_length} target tokens.",
         f"time, memory and speed are relative to prompt tuning with l = {settings.method.budget_length}, the last row "
-        "of each backbone; DePT has the largest r at its number of parameters.",
+        "of each backbone; DePT has the largest useful r that no more parameters allow.",
         f"Memory is the peak of training: {memory}.",
     ]
 
