@@ -25,19 +25,19 @@ def call_apart(function: Callable[P, Result], *arguments: P.args, **named: P.kwa
         MemoryError: the system killed the process, as it does where memory is short.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(  # noqa: S603 - ourselves
+    with subprocess.Popen(  # noqa: S603 - ourselves
         [sys.executable, "-c", CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
         start_new_session=True,  # Ctrl-C reaches this process alone, which ends that one
-    )
-    try:
-        answer, complaints = process.communicate(pickle.dumps((function, arguments, named)))
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            answer, complaints = process.communicate(pickle.dumps((function, arguments, named)))
+        finally:
+            process.kill()
+            process.wait()
     if process.returncode == -9:
         raise MemoryError("the system killed the process, most likely for want of memory")
     if process.returncode != 0:

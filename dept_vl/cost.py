@@ -121,7 +121,9 @@ def _measure(
         torch.cuda.reset_peak_memory_stats(device)
     times = train_shortly(run, steps=steps, warmup=warmup, folder=folder)
     peak = peak_memory(device)
-    alone = latencies(run)
+    prompt = next(iter(run.parts.built.model.encoder.prompts().values()), None)
+    rank = _rank(prompt)
+    alone = latencies(run)  # from here on the model is as after training, with its offsets folded
     seconds = [spent / count for count, spent in times.answered.values()]
     validation = sum(one * len(task.validation) for one, task in zip(seconds, run.tasks.values(), strict=True))
     step, startup = times.step, times.first_step - started
@@ -131,7 +133,6 @@ def _measure(
     training += math.ceil(total_steps / settings.training.evaluate_every) * validation
     training += math.ceil(total_steps / settings.training.checkpoint_every) * times.checkpoint
     trainable = run.parts.built.trainable
-    prompt = next(iter(run.parts.built.model.encoder.prompts().values()), None)
     return Cost(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         own=trainable.own,
@@ -140,7 +141,7 @@ def _measure(
         total=trainable.total,
         prompt_length=None if prompt is None else len(prompt.prompt),
         prompt_parameters=0 if prompt is None else prompt.prompt.numel(),
-        rank=_rank(prompt),
+        rank=rank,
         step_seconds=step,
         step_seconds_low=min(times.windows),
         step_seconds_high=max(times.windows),

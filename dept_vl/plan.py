@@ -34,9 +34,9 @@ EXAMPLES = """\
 
 
 class Candidate(NamedTuple):
-    """One choice of settings."""
+    """One choice of settings, or why it is none."""
 
-    settings: Settings
+    settings: Settings | UsageError
     row: Row  # without a cost yet
 
 
@@ -91,8 +91,7 @@ def _parser() -> Parser:
 def _plan(options: Namespace, command: str) -> None:
     names = list(dict.fromkeys(name.strip() for name in options.task.split(",")))
     data = paths_by_task("--data", options.data, names) if options.data else None
-    candidates = list(_candidates(options, data or {}))
-    settings = candidates[0].settings
+    settings, candidates = _candidates(options, data or {})
     pictured = [name for name in names if settings.tasks[name].images_per_example]
     if options.features and not pictured:
         raise UsageError(f"--features is of no use for {', '.join(names)}, which has no images. Leave it out")
@@ -116,19 +115,23 @@ def _plan(options: Namespace, command: str) -> None:
             _report(rows, limits, options.output, command)
 
 
-def _candidates(options: Namespace, data: Mapping[str, Path]) -> Iterator[Candidate]:
-    """Every combination of the varied settings; wrong settings are told before any measurement."""
+def _candidates(options: Namespace, data: Mapping[str, Path]) -> tuple[Settings, list[Candidate]]:
+    """The settings that all have in common, and every combination of the varied ones."""
     own = {override.partition("=")[0] for override in options.overrides}
     for option, key in VARIED.items():
         if getattr(options, option) is not None and key in own:
             raise UsageError(f"{key} is set by --{option.replace('_', '-')} already. Give one of the two")
     chosen = {"task": options.task} | {group: getattr(options, group) for group in GROUPS}
     fixed = [*options.overrides, *([] if options.budget is None else [f"method.budget={options.budget}"])]
-    settings = load_settings(chosen, fixed, data=data)
+    # The default prompt length is not asked for, and may be too long for the budget.
+    shortest = [] if VARIED["prompt_lengths"] in own else ["method.prompt_length=0"]
+    settings = load_settings(chosen, [*fixed, *shortest], data=data)
     splits = OFFSETS.get(settings.method.name, "none") != "none"
-    varied: dict[str, Sequence[int | str]] = {}
-    if splits and VARIED["prompt_lengths"] not in own:
-        varied["method.prompt_length"] = _numbers("--prompt-lengths", options.prompt_lengths or PROMPT_LENGTHS, least=0)
+    lengths: Sequence[int | None] = [None]  # None: as in the settings
+    sizes: Sequence[int | None] = [None]
+    precisions: Sequence[str | None] = [None]
+    if splits and shortest:
+        lengths = _numbers("--prompt-lengths", options.prompt_lengths or PROMPT_LENGTHS, least=0)
         if "method.rank" not in own:  # a recipe's is that of its own prompt length
             fixed.append("method.rank=null")
     elif options.prompt_lengths is not None:
@@ -136,30 +139,39 @@ def _candidates(options: Namespace, data: Mapping[str, Path]) -> Iterator[Candid
             f"--prompt-lengths is of no use for {settings.method.name}, which splits no budget. Leave it out"
         )
     if options.batch_sizes is not None:
-        varied["data.batch_size"] = _numbers("--batch-sizes", options.batch_sizes, least=1)
+        sizes = _numbers("--batch-sizes", options.batch_sizes, least=1)
         if any(task.batch_size for task in settings.tasks.values()):  # it would come before that of all
             fixed.append("task.batch_size=null")
     if options.precisions is not None:
-        varied["training.precision"] = _precisions(options.precisions)
-    for values in product(*varied.values()):
-        overrides = [*fixed, *(f"{key}={value}" for key, value in zip(varied, values, strict=True))]
-        settings = load_settings(chosen, overrides, data=data)
-        length = settings.method.prompt_length if splits else None
-        size = next(iter(settings.tasks.values())).batch_size or settings.data.batch_size
-        parts = [
-            settings.method.name,
-            None if length is None else f"m{length}",
-            f"b{size}",
-            settings.training.precision,
-        ]
-        command = _train_command(options, "-".join(filter(None, parts)), overrides)
-        yield Candidate(settings, Row(length, size, settings.training.precision, command, None))
+        precisions = _precisions(options.precisions)
+    own_length = settings.method.prompt_length if splits else None
+    own_size = next(iter(settings.tasks.values())).batch_size or settings.data.batch_size
+    candidates = []
+    for length, size, precision in product(lengths, sizes, precisions):
+        values = {"method.prompt_length": length, "data.batch_size": size, "training.precision": precision}
+        overrides = [*fixed, *(f"{key}={value}" for key, value in values.items() if value is not None)]
+        row = Row(own_length if length is None else length, size or own_size, precision or settings.training.precision)
+        row = row._replace(command=_train_command(options, settings, row, overrides))
+        found: Settings | UsageError
+        try:
+            found = load_settings(chosen, overrides, data=data)
+        except UsageError as error:  # too long a prompt, as what all have in common is in order
+            found = error
+        candidates.append(Candidate(found, row))
+    return settings, candidates
 
 
-def _train_command(options: Namespace, name: str, overrides: Sequence[str]) -> str:
-    """The command that trains a candidate; what was not given stands in capitals."""
-    chosen = {"task": [options.task], "data": options.data or ["DIR"], "features": options.features}
-    chosen |= {"output": [f"runs/{name}"]} | {group: [value] for group in GROUPS if (value := getattr(options, group))}
+def _train_command(options: Namespace, settings: Settings, row: Row, overrides: Sequence[str]) -> str:
+    """The command that trains a candidate; the place of data that was not given stands in capitals."""
+    pictured = any(task.images_per_example for task in settings.tasks.values())
+    folder = f"runs/{settings.method.name}-{row.name}".replace(", ", "-").replace(" ", "").replace("=", "")
+    chosen = {
+        "task": [options.task],
+        "data": options.data or ["DIR"],
+        "features": options.features or (["STORE"] if pictured else []),
+        "output": [folder],
+        **{group: [value] for group in GROUPS if (value := getattr(options, group))},
+    }
     given = [text for option, values in chosen.items() for value in values for text in (f"--{option}", value)]
     return command_text("dept_vl.train", [*given, *overrides])
 
@@ -178,6 +190,8 @@ def _measured(
     for number, (settings, row) in enumerate(candidates, start=1):
         say(f"[{number} of {len(candidates)}] {row.name}")
         try:
+            if isinstance(settings, UsageError):
+                raise settings
             yield row._replace(cost=cost.measure_apart(settings, data, features, steps=steps, warmup=WARMUP))
         except MemoryError:
             yield row._replace(fault="out of memory")

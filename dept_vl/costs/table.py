@@ -39,8 +39,8 @@ class Row(NamedTuple):
     prompt_length: int | None  # m; None of a method without one
     batch_size: int
     precision: str
-    command: str
-    cost: Cost | None
+    command: str = ""
+    cost: Cost | None = None
     fault: str = ""
 
     @property
