@@ -84,7 +84,7 @@ def draw_curves(panels: Sequence[Panel], *, note: str) -> bytes:
                 handles[curve.label] = _draw_curve(ax, curve, labels.index(curve.label))
             ax.set_xticks(sorted({x for curve in panel.curves for x in curve.x}))
             if panel.level is not None:
-                ax.set_ylim(bottom=0)
+                ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
     return picture.getvalue()
 
 
