@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dept_vl.sweeping.tables import csv_text
 from feature_extraction.durable import write_durably
 
 
@@ -28,7 +27,7 @@ def write_page(folder: Path, name: str, page: Page, *, command: str) -> list[str
     lines = [f"# {page.title}", ""]
     lines += [f"![{page.title}]({name}.svg)", ""] if page.picture is not None else []
     lines += [page.table, "", *(f"- {note}" for note in page.notes), "", "```bash", command, "```", ""]
-    files = {f"{name}.csv": _csv(page.rows).encode(), f"{name}.md": "\n".join(lines).encode()}
+    files = {f"{name}.csv": csv_text(page.rows).encode(), f"{name}.md": "\n".join(lines).encode()}
     files |= {f"{name}.svg": page.picture} if page.picture is not None else {}
     files |= {f"{name}.tex": page.latex.encode()} if page.latex is not None else {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,13 +41,3 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     bar = r"\|"
     lines = [f"| {' | '.join(cell.replace('|', bar) for cell in row)} |" for row in [head, *rows]]
     return "\n".join([lines[0], f"|{'---|' * len(head)}", *lines[1:]])
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows with all columns that any of them has; None is an empty cell."""
-    lines = io.StringIO()
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(lines, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return lines.getvalue()

@@ -64,7 +64,7 @@ def runs_csv(outcomes: Sequence[Outcome]) -> str:
                 "folder": str(outcome.folder),
             }
         )
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def table_csv(table: Table) -> str:
@@ -93,7 +93,7 @@ def table_csv(table: Table) -> str:
                 "note": entry.note,
             }
         )
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def trials_csv(searches: Mapping[Setup, Sequence[Trial]]) -> str:
@@ -106,7 +106,7 @@ def trials_csv(searches: Mapping[Setup, Sequence[Trial]]) -> str:
             rates = {f"optimizer.{group}_lr": rate for group, rate in trial.rates.items()}
             chosen = {"validation": trial.score, "chosen": trial is best, "reason": trial.reason}
             rows.append({**_names(setup), "trial": number, **chosen, **rates})
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def to_markdown(table: Table) -> str:
@@ -247,7 +247,7 @@ def _cost_columns(cost: Cost | None) -> dict[str, Any]:
     }
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows with all columns that any of them has, in the order in which they first come."""
     lines = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
