@@ -40,6 +40,10 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith("python -m") and " ... " not in line]
 
 
+# Many runs each: tests/test_plan.py, test_sweep.py and test_figures.py have small ones.
+COMPARING = ["dept_vl.plan", "dept_vl.sweep", "dept_vl.figures"]
+
+
 def run(command: list[str]) -> None:
     importlib.import_module(command[2]).main(command[3:])
 
@@ -75,11 +79,13 @@ def test_the_readme_names_the_commands_in_their_order() -> None:
         "dept_vl.init_dataset",
         "dept_vl.extract",
         "dept_vl.import_features",
+        *COMPARING,
     ]
 
 
 def test_the_readme_runs(user_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    extract, train, evaluate, validate, score, init_dataset, inspect, import_features = commands()
+    extract, train, evaluate, validate, score, init_dataset, inspect, import_features, *comparing = commands()
+    assert len(comparing) == len(COMPARING)
     tower = ["features.backbone=timm/resnet10t", f"features.weights={user_folder / 'tower.safetensors'}"]
     run([*extract, *tower, SMALL[0], "features.grid=1", "features.workers=0"])
     run([*train, *SMALL[1:]])
