@@ -15,7 +15,7 @@ from dept_vl.model.decomposed_prompt import make_prompt
 from dept_vl.model.families import DecoderOnly, EncoderDecoder, EncoderOnly
 from dept_vl.model.heads import ClassificationHead, FirstStepHead, GenerationHead, Head
 from dept_vl.model.methods.bottleneck import insert_adapter
-from dept_vl.model.methods.insertion import Insertion
+from dept_vl.model.methods.insertion import Insertion, Placement, choose_size
 from dept_vl.model.methods.ladder import insert_ladder
 from dept_vl.model.methods.lora import insert_ia3, insert_lora
 from dept_vl.model.methods.multitask_prompt import make_multitask_prompt
@@ -116,16 +116,17 @@ def _insert(method: MethodSettings, backbone: Backbone) -> list[Insertion]:
     insert = INSERTIONS.get(method.name)
     if insert is None:
         return []
-    allowed: int | None = _allowed(method, backbone)
     if method.name == "dept_lora":
-        allowed = int(_allowed(method, backbone) * method.lora_share)
-    elif method.budget is None and (method.name in FIXED_SIZE or _size(method)):
-        allowed = None  # what has one size, or is given it, keeps to a budget where one is asked for
-    return [insert(backbone, method, allowed=allowed)]
+        return [insert(backbone, method, allowed=int(_allowed(method, backbone) * method.lora_share))]
+    return [insert(backbone, method, allowed=_limit(method, backbone))]
 
 
-def _size(method: MethodSettings) -> int | None:
-    return method.lora_rank if method.name == "lora" else method.width
+def _limit(method: MethodSettings, backbone: Backbone) -> int | None:
+    """As ``_allowed``; but what has one size, or is given it, keeps to a budget only where one is asked for."""
+    size = method.lora_rank if method.name == "lora" else method.width
+    if method.budget is None and (method.name in FIXED_SIZE or size is not None):
+        return None
+    return _allowed(method, backbone)
 
 
 def _allowed(method: MethodSettings, backbone: Backbone) -> int:
@@ -181,22 +182,22 @@ def _build_prompts(
 def _build_prompt(
     method: MethodSettings, backbone: Backbone, max_text_length: int, generator: torch.Generator
 ) -> tuple[SoftPrompt | None, list[str]]:
-    allowed = _allowed(method, backbone)
     if method.name == "p_tuning":
         initial = _initial_prompt(method, backbone, method.prompt_length, generator)
-        free = method.width is not None and method.budget is None
-        encoded, note = make_encoded_prompt(initial, width=method.width, allowed=None if free else allowed)
+        encoded, note = make_encoded_prompt(initial, width=method.width, allowed=_limit(method, backbone))
         return encoded, [note]
     offset = OFFSETS.get(method.name)
     if offset is None:
         return None, []
     if offset == "none":
-        length = allowed // backbone.hidden_size
-        if not length:
-            raise UsageError(
-                f"prompt cannot meet the budget of {allowed:,} parameters: the nearest setting, one prompt token, "
-                f"costs {backbone.hidden_size:,}. Raise method.budget to that or choose another method"
-            )
+        plain = Placement("a plain prompt", (), lambda length: length * backbone.hidden_size)
+        _, length = choose_size(
+            method="Prompt tuning",
+            unit="prompt length",
+            placements=[plain],
+            size=None,
+            allowed=_allowed(method, backbone),
+        )
         return SoftPrompt(_initial_prompt(method, backbone, length, generator)), []
     budget = solve_budget(
         budget_length=method.budget_length,
