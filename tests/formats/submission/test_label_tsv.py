@@ -72,7 +72,7 @@ def test_a_fault_is_named_with_its_place_in_checking_and_in_reading(
     ("content", "fault"),
     [
         (b"", "is empty. Write it again"),
-        (gzip.compress(TEXT.encode()), "is packed by gzip. Unpack it first"),
+        (gzip.compress(TEXT.encode(), mtime=0), "is packed by gzip. Unpack it first"),
         (b"\xef\xbb\xbf" + TEXT.encode(), "begins with a byte order mark"),
         (b"index\tprediction\n0\t\xff\n", "is not in UTF-8 (byte 19 is 0xff)"),
     ],
