@@ -20,6 +20,8 @@ class BackboneSettings:
     revision: str | None = None  # of a Hugging Face id; null: its main branch
     quantization: str = "none"  # of the frozen weights: none, 8bit or 4bit (by bitsandbytes)
     dropout: float | None = None  # in the frozen layers during training, 0 to 1; null: the model's own
+    engine: str = "auto"  # of a T5: lean (our fused layers), library, or auto (lean on a GPU where the method allows it)
+    compiled: bool | None = None  # the lean layers by torch.compile; null: on a GPU
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class DataSettings:
     workers: int = 0  # loader processes for each training process
     shots: int | None = None  # k: training examples in all, evenly over the labels; null: all there are
     shots_seed: int = 0  # which examples those are; apart from training.seed
+    resident_features: str = "auto"  # visual features on the device: on, off, or auto (on a GPU where half of it is free)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ class TrainingSettings:
     validation_examples: int | None = None  # a fixed random choice of so many; null: all
     mixing_temperature: float = 1.0  # of several tasks: shares go with size^(1/temperature); large: equal shares
     precision: str = "fp32"  # fp32 or bf16
+    accumulation: int = 1  # parts that a step's batch is cut into, one after another, to save memory
+    checkpoint_activations: bool = False  # compute layers again in the backward pass instead of keeping their states
     seed: int = 0
     tracker: str = "none"  # none, tensorboard, wandb or trackio; the local log.jsonl is always written
 
@@ -183,6 +188,8 @@ CHOICES = {
     "method.adapter_places": (None, "all", "feed_forward"),
     "method.init_parts": INIT_PARTS,
     "backbone.quantization": ("none", "8bit", "4bit"),
+    "backbone.engine": ("auto", "library", "lean"),
+    "data.resident_features": ("auto", "on", "off"),
     "method.prompt_init": ("vocabulary", "text", "normal"),
     "method.low_rank_init": ("official", "paper"),
     "method.low_rank_scale": ("official", "paper"),
@@ -209,6 +216,7 @@ AT_LEAST = {
     **{f"optimizer.{name}": 0 for name in KEYS["optimizer"]},
     "optimizer.clip_norm": 1e-6,
     **dict.fromkeys(("training.steps", "training.patience", "training.validation_examples"), 1),
+    "training.accumulation": 1,
     **dict.fromkeys(("training.evaluate_every", "training.checkpoint_every", "training.log_every"), 1),
     "training.epochs": 0.001,
     "training.mixing_temperature": 0.01,
