@@ -20,7 +20,7 @@ class BackboneSettings:
     revision: str | None = None  # of a Hugging Face id; null: its main branch
     quantization: str = "none"  # of the frozen weights: none, 8bit or 4bit (by bitsandbytes)
     dropout: float | None = None  # in the frozen layers during training, 0 to 1; null: the model's own
-    engine: str = "auto"  # of a T5: lean (our fused layers), library, or auto (lean on a GPU where the method allows it)
+    engine: str = "auto"  # of a T5: lean (fused layers), library, or auto (lean on a GPU, where the method allows it)
     compiled: bool | None = None  # the lean layers by torch.compile; null: on a GPU
 
 
@@ -95,7 +95,7 @@ class DataSettings:
     workers: int = 0  # loader processes for each training process
     shots: int | None = None  # k: training examples in all, evenly over the labels; null: all there are
     shots_seed: int = 0  # which examples those are; apart from training.seed
-    resident_features: str = "auto"  # visual features on the device: on, off, or auto (on a GPU where half of it is free)
+    resident_features: str = "auto"  # visual features on the device: on, off, or auto (if a GPU has room)
 
 
 @dataclass(frozen=True)
