@@ -271,6 +271,11 @@ def wrong_values(settings: Settings) -> Iterator[str]:
             f"backbone.quantization is {settings.backbone.quantization!r}, but method {method.name} trains the "
             "backbone's own weights, which are quantised. Set backbone.quantization=none"
         )
+    if method.name == "lst" and training.checkpoint_activations:
+        yield (
+            "training.checkpoint_activations is true, but the backward pass of method lst does not enter the "
+            "backbone's layers, so there is nothing to save. Set training.checkpoint_activations=false"
+        )
     if method.prompt_init == "text" and not method.prompt_text:
         yield "method.prompt_init is 'text' but method.prompt_text is empty; give the text to start from"
 

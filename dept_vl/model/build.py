@@ -12,6 +12,7 @@ import torch
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.budget import solve_budget
 from dept_vl.model.decomposed_prompt import make_prompt
+from dept_vl.model.engine.choice import choose_engine
 from dept_vl.model.families import DecoderOnly, EncoderDecoder, EncoderOnly
 from dept_vl.model.heads import ClassificationHead, FirstStepHead, GenerationHead, Head
 from dept_vl.model.methods.bottleneck import insert_adapter
@@ -73,8 +74,8 @@ def build_model(
         answers: for each task that answers from a list, that list.
 
     Raises:
-        UsageError: DePT's sizes overspend their budget, the backbone's family or a head does not suit the task, or
-            nothing would train.
+        UsageError: DePT's sizes overspend their budget, the backbone's family or a head does not suit the task, the
+            lean engine does not suit the method, or nothing would train.
     """
     tasks = settings.tasks
     images = max(task.images_per_example for task in tasks.values())
@@ -108,6 +109,7 @@ def build_model(
             "--method, such as dept"
         )
     count = count_trainable(model, groups)
+    notes += choose_engine(model, settings, backbone, changed=bool(insertions))
     return BuiltModel(model, groups, count, [*notes, count.describe(settings.method.name)])
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -24,13 +25,17 @@ class EncoderDecoder:
 
     start = 1  # the decoder's start token
 
+    def target_entropy(
+        self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"], batch: Batch
+    ) -> Float[Tensor, "B L"]:
+        """The cross-entropy of each target token, the tokens before it given."""
+        return _entropy(self.target_logits(model, states, mask, batch), batch)
+
     def target_logits(
         self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"], batch: Batch
     ) -> Float[Tensor, "B L vocabulary"]:
         """The logits of each target token, the tokens before it given."""
-        start = batch.target_ids.new_full((len(batch.target_ids), 1), _start_id(model))
-        ids = torch.cat([start, batch.target_ids[:, :-1]], dim=1)
-        logits: Tensor = self._decode(model, states, mask, ids).logits
+        logits: Tensor = self._decode(model, states, mask, shift_right(batch.target_ids, _start_id(model))).logits
         return logits
 
     def first_logits(
@@ -96,6 +101,12 @@ class DecoderOnly:
     def __init__(self, text: CausalInput, *, task: str) -> None:
         self._text = text
         self._task = task
+
+    def target_entropy(
+        self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"], batch: Batch
+    ) -> Float[Tensor, "B L"]:
+        """The cross-entropy of each target token, the tokens before it given."""
+        return _entropy(self.target_logits(model, states, mask, batch), batch)
 
     def target_logits(
         self, model: PreTrainedModel, states: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"], batch: Batch
@@ -173,6 +184,15 @@ class EncoderOnly:
 
 
 Family = EncoderDecoder | DecoderOnly  # those that generate
+
+
+def shift_right(ids: Int64[Tensor, "B L"], start_id: int) -> Int64[Tensor, "B L"]:
+    """What the decoder reads to predict these ids: the start token, and all but the last of them."""
+    return torch.cat([ids.new_full((len(ids), 1), start_id), ids[:, :-1]], dim=1)
+
+
+def _entropy(logits: Float[Tensor, "B L vocabulary"], batch: Batch) -> Float[Tensor, "B L"]:
+    return functional.cross_entropy(logits.float().transpose(1, 2), batch.target_ids, reduction="none")
 
 
 def _start_id(model: PreTrainedModel) -> int:

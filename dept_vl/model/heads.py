@@ -70,8 +70,7 @@ class GenerationHead(nn.Module):
         batch: Batch,
     ) -> StepOutput:
         """The loss of a batch."""
-        logits = self.family.target_logits(model, states, mask, batch)
-        by_token = functional.cross_entropy(logits.float().transpose(1, 2), batch.target_ids, reduction="none")
+        by_token = self.family.target_entropy(model, states, mask, batch)
         tokens = batch.target_mask.sum(dim=1)
         by_example = (by_token * batch.target_mask).sum(dim=1)
         if self.token_mean:

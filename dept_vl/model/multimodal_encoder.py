@@ -1,4 +1,4 @@
-"""T5's encoder over [prompt | text | visual tokens], with the library's blocks run unmodified.
+"""T5's encoder over [prompt | text | visual tokens], with the library's blocks run unmodified, or our lean ones.
 
 What is ours is the order of the parts, the attention mask, and the relative position bias. Both are made once and
 handed to every block as one additive tensor.
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention, T5Stack
 
+from dept_vl.model.engine.lean_t5 import LeanT5
 from dept_vl.model.prompted_text import PromptedText
 from dept_vl.model.soft_prompt import SoftPrompt, TaskPrompts
 from dept_vl.model.visual_embedding import VisualEmbedding
@@ -41,17 +42,27 @@ class MultimodalEncoder(PromptedText):
         self.t5_encoder = t5_encoder
         self.visual_embedding = visual_embedding
         self.vl_t5_positions = vl_t5_positions
+        self.lean: LeanT5 | None = None  # once it has taken over the library's layers
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "B S H"], Bool[Tensor, "B S"]]:
         """The encoder's last states, and which positions are real."""
-        embedded, mask = self.embed(batch)
-        visual_length = 0
-        if self.visual_embedding is not None:
-            visual = self.visual_embedding(batch.visual_tokens, batch.boxes)
-            visual_length = visual.shape[1]
-            embedded = torch.cat([embedded, visual], dim=1)
-            mask = torch.cat([mask, batch.visual_mask.flatten(1)], dim=1)
+        return self.encode(*self.assemble(batch))
 
+    def assemble(self, batch: Batch) -> tuple[Float[Tensor, "B S H"], Bool[Tensor, "B S"], int]:
+        """The embeddings of all parts, which positions are real, and how many of the last are visual tokens."""
+        embedded, mask = self.embed(batch)
+        if self.visual_embedding is None:
+            return embedded, mask, 0
+        visual = self.visual_embedding(batch.visual_tokens, batch.boxes)
+        mask = torch.cat([mask, batch.visual_mask.flatten(1)], dim=1)
+        return torch.cat([embedded, visual], dim=1), mask, visual.shape[1]
+
+    def encode(
+        self, embedded: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"], visual_length: int
+    ) -> tuple[Float[Tensor, "B S2 width"], Bool[Tensor, "B S2"]]:
+        """The encoder's states of embeddings, and which are real; the lean engine may add positions of padding."""
+        if self.lean is not None:
+            return self.lean.encode(embedded, mask, visual_length=visual_length, vl_t5_positions=self.vl_t5_positions)
         hidden = self.t5_encoder.dropout(embedded)
         bias = self._additive_bias(mask, visual_length).to(hidden.dtype)
         for block in self.t5_encoder.block:
