@@ -33,7 +33,7 @@ def choose_engine(model: PromptedModel, settings: Settings, backbone: Backbone, 
         raise UsageError(f"backbone.engine is 'lean', but {reason}. Set backbone.engine=auto")
     if wanted == "library" or reason or (wanted == "auto" and not on_gpu):
         if settings.training.checkpoint_activations:
-            cast(Any, backbone.model).gradient_checkpointing_enable({"use_reentrant": False})
+            cast(Any, backbone.model).activation_checkpointing_enable()
         return [f"The library's layers are used, not the lean ones: {reason}"] if wanted == "auto" and on_gpu else []
     compiled = on_gpu if settings.backbone.compiled is None else settings.backbone.compiled
     use_lean(

@@ -363,7 +363,8 @@ def _bias_of(attention: Any, distances: Tensor, *, bidirectional: bool) -> Float
 def _folded(norm: Any, *linear: Any) -> nn.Parameter:  # noqa: ANN401 - the library's
     """The weights of layers that read the same normed states, with the norm's scale in them."""
     weight = torch.cat([one.weight.detach() for one in linear])
-    return _frozen((weight.float() * norm.weight.detach().float()).to(weight.dtype))
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return _frozen((weight.to(wide) * norm.weight.detach().to(wide)).to(weight.dtype))
 
 
 def _frozen(value: Tensor) -> nn.Parameter:
