@@ -8,10 +8,10 @@ Boxes are fractions of image width and height, 0 to 1, in the order x0, y0, x1, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # this file is read by the scorers, which work without torch
     import torch
@@ -89,12 +89,18 @@ class Batch:
     target_mask: Bool[Tensor, "B L"]
     target_weights: Float[Tensor, " B"]
     answer_scores: Float[Tensor, "B A"]  # of the answer vocabulary's answers; A = 0 where the task has none
+    image_rows: Int64[Tensor, "B I"] | None = None  # of resident features; V = 0 until these are filled in
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name; all have B rows."""
+        values = {name: getattr(self, name) for name in self.__slots__ if name not in ("task", "example_ids")}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with each of its tensors changed."""
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        tensors = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in self.__slots__
-            if name not in ("task", "example_ids")
-        }
-        return Batch(task=self.task, example_ids=self.example_ids, **tensors)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))

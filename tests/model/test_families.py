@@ -135,8 +135,7 @@ def text_batch(make_batch: Callable[..., Batch], **options: Any) -> Batch:
 
 def only(batch: Batch, row: int) -> Batch:
     """One row without padding."""
-    names = [name for name in Batch.__slots__ if name not in ("task", "example_ids")]
-    one = {name: getattr(batch, name)[row : row + 1] for name in names}
+    one = {name: tensor[row : row + 1] for name, tensor in batch.tensors().items()}
     length = int(one["text_mask"].sum())
     one["text_ids"], one["text_mask"] = one["text_ids"][:, :length], one["text_mask"][:, :length]
     return Batch(task="text", example_ids=batch.example_ids[row : row + 1], **one)

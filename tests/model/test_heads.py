@@ -47,8 +47,8 @@ def make_head(tokenizer: PreTrainedTokenizerFast) -> MakeHead:
 
 def part(batch: Batch, rows: slice) -> Batch:
     """Some examples of a batch."""
-    names = [name for name in Batch.__slots__ if name != "task"]
-    return Batch(task=batch.task, **{name: getattr(batch, name)[rows] for name in names})
+    some = {name: tensor[rows] for name, tensor in batch.tensors().items()}
+    return replace(batch, example_ids=batch.example_ids[rows], **some)
 
 
 def up_to_the_end(ids: Tensor) -> list[list[int]]:
