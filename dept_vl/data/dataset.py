@@ -28,6 +28,7 @@ class Item(NamedTuple):
     target_ids: TokenIds
     target_weight: float
     answer_scores: Float32[np.ndarray, " A"]
+    image_rows: tuple[int, ...] | None = None  # where the features are on the device; then V = 0 here
 
 
 def draw_targets(tokens: TokenTable, *, seed: int, epoch: int) -> Int64[np.ndarray, " examples"]:
@@ -61,6 +62,14 @@ class VisualSource(Protocol):
         """The visual tokens and boxes of one image."""
 
 
+@runtime_checkable
+class RowSource(VisualSource, Protocol):
+    """A store that has its features on the device, and gives no visual tokens but their rows there."""
+
+    def row(self, image_id: str, /) -> int:
+        """The row of one image."""
+
+
 class ExampleDataset:
     """A task's examples by index, with the visual tokens of their images read from a feature store when asked for."""
 
@@ -81,6 +90,7 @@ class ExampleDataset:
         self.tokens = tokens
         self.examples = examples
         self._store = store
+        self._resident = store if isinstance(store, RowSource) else None
         self._no_target = np.array([*tokens.frame.target_before, *tokens.frame.target_after], dtype=np.int32)
         self._place = {answer: place for place, answer in enumerate(answers)}
 
@@ -101,6 +111,7 @@ class ExampleDataset:
             target_ids=self.tokens.targets.row(target) if known else self._no_target,
             target_weight=float(self.tokens.target_weights[target]) if known else 0.0,
             answer_scores=self._answer_scores(example),
+            image_rows=tuple(map(self._resident.row, example.image_ids)) if self._resident else None,
         )
 
     def _answer_scores(self, example: Example) -> Float32[np.ndarray, " A"]:

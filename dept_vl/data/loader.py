@@ -127,6 +127,7 @@ class _PlacedBatches(Dataset[TrainingBatch | Exception]):
             pad_id=tokens.frame.pad_id,
             bucket_width=self.bucket_width,
             max_text_length=tokens.max_text_length,
+            max_target_length=tokens.max_target_length,
         )
         return TrainingBatch(place.epoch, place.position, batch)
 

@@ -59,6 +59,7 @@ class TokenTable:
     target_weights: Float64[np.ndarray, " targets"]
     first_target: Int64[np.ndarray, " ends"]
     max_text_length: int  # tokens, with the frame's
+    max_target_length: int
     frame: Frame
 
     def __len__(self) -> int:
@@ -107,6 +108,7 @@ def tokenize_examples(
         target_weights=arrays["target_weights"],
         first_target=arrays["first_target"],
         max_text_length=max_text_length,
+        max_target_length=max_target_length,
         frame=frame,
     )
 

@@ -24,8 +24,9 @@ def item(name: str, text_length: int, target_length: int = 2, images: int = 1) -
     )
 
 
-def collated(*items: Item, bucket_width: int = 8, max_text_length: int = 20) -> Batch:
-    return collate(items, task="toy", pad_id=PAD, bucket_width=bucket_width, max_text_length=max_text_length)
+def collated(*items: Item, **changes: int) -> Batch:
+    lengths = {"bucket_width": 8, "max_text_length": 20, "max_target_length": 10, **changes}
+    return collate(items, task="toy", pad_id=PAD, **lengths)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,15 @@ def collated(*items: Item, bucket_width: int = 8, max_text_length: int = 20) -> 
 )
 def test_texts_are_padded_to_multiples_of_eight_up_to_the_greatest_length(longest: int, length: int) -> None:
     assert collated(item("a", 1), item("b", longest)).text_ids.shape == (2, length)
+
+
+@pytest.mark.parametrize(
+    ("longest", "length"), [(1, 4), (4, 4), (5, 8), (8, 8), (9, 10), (10, 10)], ids=lambda number: str(number)
+)
+def test_targets_are_padded_to_multiples_of_four_up_to_the_greatest_length(longest: int, length: int) -> None:
+    batch = collated(item("a", 1, target_length=1), item("b", 1, target_length=longest))
+    assert batch.target_ids.shape == batch.target_mask.shape == (2, length)
+    assert batch.target_mask.sum(dim=1).tolist() == [1, longest]
 
 
 def test_masks_are_true_at_exactly_the_tokens() -> None:
@@ -74,6 +84,34 @@ def test_no_images_give_empty_visual_tokens() -> None:
     batch = collated(item("a", 3, images=0))
     assert batch.visual_tokens.shape == (1, 0, 4, 6)
     assert batch.visual_mask.shape == (1, 0, 4)
+
+
+def test_rows_of_resident_features_are_integers_even_if_there_are_none() -> None:
+    rows = [[4, 0], [7, 4]]
+    batch = collated(*(item("a", 1, images=2)._replace(image_rows=tuple(row)) for row in rows))
+    assert batch.image_rows is not None
+    assert batch.image_rows.dtype == torch.int64
+    assert batch.image_rows.tolist() == rows
+    none = collated(item("a", 1, images=0)._replace(image_rows=()))
+    assert none.image_rows is not None
+    assert (none.image_rows.dtype, none.image_rows.shape) == (torch.int64, (1, 0))
+    assert collated(item("a", 1)).image_rows is None
+
+
+def test_a_batch_knows_its_tensors_and_moves_all_of_them() -> None:
+    batch = collated(item("a", 3), item("b", 9))
+    assert list(batch.tensors()) == [
+        *("text_ids", "text_mask", "visual_tokens", "boxes", "visual_mask", "target_ids", "target_mask"),
+        *("target_weights", "answer_scores"),
+    ]
+    assert {len(tensor) for tensor in batch.tensors().values()} == {2}
+    moved = batch.to(torch.device("meta"))
+    assert {tensor.device.type for tensor in moved.tensors().values()} == {"meta"}
+    assert (moved.task, moved.example_ids, moved.image_rows) == ("toy", ("a", "b"), None)
+    resident = collated(item("a", 3)._replace(image_rows=(5,))).to(torch.device("meta"))
+    assert list(resident.tensors()) == [*batch.tensors(), "image_rows"]
+    assert resident.image_rows is not None
+    assert resident.image_rows.device.type == "meta"
 
 
 def test_an_example_is_the_same_in_any_company() -> None:

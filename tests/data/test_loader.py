@@ -199,7 +199,10 @@ def test_evaluation_gives_every_example_once_and_no_targets(dataset: ExampleData
     ]
     ids = [example_id for batch in found for example_id in batch.example_ids]
     assert sorted(ids) == sorted(example.example_id for example in dataset.examples)
-    assert all((batch.target_ids == 1).all() and (batch.target_weights == 0).all() for batch in found)
+    for batch in found:
+        assert batch.target_mask.sum(dim=1).eq(1).all()  # the end token alone
+        assert batch.target_ids[batch.target_mask].eq(1).all()
+        assert batch.target_weights.eq(0).all()
     assert all(len(batch.example_ids) <= 7 for batch in found)
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -154,6 +155,20 @@ def test_padding_on_either_side_changes_nothing(
     torch.testing.assert_close(losses[2], losses[0], rtol=1e-5, atol=1e-6)
     answers = [model.answer(batch) for batch in (plain, right, left)]
     assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize(("kind", "method"), list(product(GENERATING, METHODS)))
+def test_padding_of_targets_changes_no_loss(
+    make_backbone: Callable[[str], Backbone], make_batch: Callable[..., Batch], kind: str, method: str
+) -> None:
+    model = build(make_backbone(kind), method).model
+    plain = text_batch(make_batch)
+    padded = replace(
+        plain,
+        target_ids=functional.pad(plain.target_ids, (0, 5)),
+        target_mask=functional.pad(plain.target_mask, (0, 5)),
+    )
+    torch.testing.assert_close(model.loss(padded).loss, model.loss(plain).loss, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "method"), list(product((*GENERATING, *ENCODERS), METHODS)))

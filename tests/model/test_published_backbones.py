@@ -53,7 +53,7 @@ def batch_of(backbone: Backbone, *texts: str) -> Batch:
     )
     dataset = ExampleDataset(examples, tokens, None, task="text", answers=LABELS)
     items = [dataset.item(row, row) for row in range(len(texts))]
-    return collate(items, task="text", pad_id=frame.pad_id, bucket_width=1, max_text_length=20)
+    return collate(items, task="text", pad_id=frame.pad_id, bucket_width=1, max_text_length=20, max_target_length=10)
 
 
 def test_smollm2_learns_and_answers_alike_in_any_batch() -> None:
