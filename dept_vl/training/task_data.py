@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from dept_vl.data.dataset import ExampleDataset, VisualSource
 from dept_vl.data.loader import TrainingBatch, training_batches
 from dept_vl.data.order import Turn, steps_per_epoch
 from dept_vl.data.preflight import check_examples
+from dept_vl.data.resident import ResidentFeatures, load_resident
 from dept_vl.data.shots import choose_shots
 from dept_vl.settings import Settings, TaskSettings
 from dept_vl.tasks.answers import task_answers
@@ -113,6 +115,17 @@ def task_batches(
                 workers=task.settings.data.workers,
             )
         yield next(streams[turn.task]).batch
+
+
+def keep_on_device(
+    tasks: Mapping[str, TaskData], device: torch.device, *, setting: str, talks: bool
+) -> tuple[dict[str, TaskData], ResidentFeatures | None]:
+    """The tasks, and the features of all their images where these are kept on the device (``load_resident``)."""
+    examples = [(task.store, [*task.training, *task.validation]) for task in tasks.values()]
+    resident = load_resident(examples, device, setting=setting, talks=talks)
+    if resident is None:
+        return dict(tasks), None
+    return {name: task._replace(store=resident.source(task.store)) for name, task in tasks.items()}, resident
 
 
 def _check_answers(examples: Sequence[Example], split: str, settings: TaskSettings, data: Path) -> None:
