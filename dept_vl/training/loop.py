@@ -14,26 +14,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.optim import AdamW
 from tqdm import tqdm
 
 from dept_vl.command_line import StopSignal, say
 from dept_vl.memory import peak_memory
 from dept_vl.model.adapter import restore_tensors, trained_tensors
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
-from dept_vl.model.heads import StepOutput
 from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.model.trainable import ParameterGroup
 from dept_vl.settings import Settings
+from dept_vl.training.captured import recorder_for
 from dept_vl.training.checkpoint import Checkpoint, Progress, load_newest_checkpoint, save_checkpoint, tidy
 from dept_vl.training.loss_log import LossLog
 from dept_vl.training.optimizer import (
+    GatedAdamW,
     make_optimizer,
     optimizer_tensors,
     restore_optimizer,
     schedule_factor,
-    set_learning_rates,
 )
+from dept_vl.training.step import TrainingStep
 from dept_vl.types import Batch
 from feature_extraction.durable import write_durably
 from feature_extraction.errors import Interrupted, NumericalError
@@ -62,7 +62,8 @@ class _Run(NamedTuple):
 
     model: PromptedModel
     groups: Sequence[ParameterGroup]
-    optimizer: AdamW
+    optimizer: GatedAdamW
+    step: TrainingStep
     settings: Settings
     folder: Path
     accelerator: Accelerator
@@ -108,8 +109,17 @@ def train(
     if accelerator.is_main_process:
         tidy(folder / "checkpoints")
         log = LossLog(folder / "log.jsonl", resume_step=progress.step)
-    wrapped = accelerator.prepare(model)
-    run = _Run(model, groups, optimizer, settings, folder, accelerator, log)
+    step = TrainingStep(
+        model=model,
+        optimizer=optimizer,
+        clip_norm=settings.optimizer.clip_norm,
+        bf16=settings.training.precision == "bf16",
+        accumulation=settings.training.accumulation,
+        processes=accelerator.num_processes,
+        record=recorder_for(accelerator.device, checkpointed=settings.training.checkpoint_activations),
+        talks=accelerator.is_main_process,
+    )
+    run = _Run(model, groups, optimizer, step, settings, folder, accelerator, log)
 
     bar = _progress_bar(progress.step, total_steps, shown=accelerator.is_main_process)
     try:
@@ -119,7 +129,7 @@ def train(
             asked = time.monotonic()
             batch = next(batches).to(accelerator.device)
             waited = time.monotonic() - asked
-            update_norms = _update(run, wrapped, batch, progress, total_steps, measures=validates, waited=waited)
+            update_norms = _update(run, batch, progress, total_steps, measures=validates, waited=waited)
             bar.update()
             if validates:
                 best = _validate(run, validate, progress, best, update_norms)
@@ -141,7 +151,6 @@ def train(
 
 def _update(
     run: _Run,
-    wrapped: torch.nn.Module,
     batch: Batch,
     progress: Progress,
     total_steps: int,
@@ -156,25 +165,15 @@ def _update(
     """
     training, step = run.settings.training, progress.step
     started = time.monotonic()
-    # Dropout is a function of (seed, step, process): resuming needs no generator state.
-    torch.manual_seed(hash((training.seed, step, run.accelerator.process_index)))
-    run.model.train()
-    output = wrapped(batch)
-    share = _share(run.accelerator, output)
-    run.accelerator.backward(share)
-    parameters = [parameter for group in run.groups for parameter in group.parameters.values()]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.settings.optimizer.clip_norm))
-    loss = float(run.accelerator.reduce(share.detach(), reduction="mean"))  # over processes, so that all agree
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        _refuse_update(run, batch, step, loss, norm)
-
     logs = (step + 1) % training.log_every == 0
     measured = run.groups if logs or measures else []
     before = {group.name: [value.detach().clone() for value in group.parameters.values()] for group in measured}
     factor = schedule_factor(step, total_steps=total_steps, warmup_fraction=run.settings.optimizer.warmup_fraction)
-    set_learning_rates(run.optimizer, factor)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    # Dropout is a function of (seed, step, process): resuming needs no generator state.
+    seed = hash((training.seed, step, run.accelerator.process_index))
+    loss, norm = run.step(batch, factor=factor, seed=seed)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        _refuse_update(run, batch, step, loss, norm)
     progress.step += 1
     progress.window_loss[batch.task] = progress.window_loss.get(batch.task, 0.0) + loss
     progress.window_steps[batch.task] = progress.window_steps.get(batch.task, 0) + 1
@@ -187,21 +186,13 @@ def _update(
                 "loss": sum(progress.window_loss.values()) / sum(progress.window_steps.values()),
                 **_losses_by_task(progress),
                 "gradient_norm": norm,
-                "learning_rate": {group["name"]: group["lr"] for group in run.optimizer.param_groups},
+                "learning_rate": {group.name: group.learning_rate * factor for group in run.groups},
                 "update_norm": update_norms,
                 "seconds": {"update": time.monotonic() - started, "waiting_for_batch": waited},
             },
         )
         progress.window_loss, progress.window_steps = {}, {}
     return update_norms
-
-
-def _share(accelerator: Accelerator, output: StepOutput) -> Tensor:
-    """The loss of a process, so weighted that the mean over the processes is the loss of the whole batch."""
-    if accelerator.num_processes == 1:
-        return output.loss
-    mean_weight: Tensor = accelerator.reduce(output.weight, reduction="mean")
-    return output.loss * (output.weight / mean_weight)
 
 
 def _losses_by_task(progress: Progress) -> dict[str, dict[str, float]]:

@@ -15,14 +15,33 @@ from feature_extraction.errors import DamagedError
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of one parameter
 
 
-def make_optimizer(groups: Sequence[ParameterGroup], settings: OptimizerSettings) -> AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with decoupled weight decay in every group."""
-    return AdamW(
+class GatedAdamW(AdamW):
+    """AdamW (Loshchilov & Hutter 2019) whose kernel reads on the device how to scale an update, and whether to make it.
+
+    Gradients are divided by ``grad_scale``; where ``found_inf`` is 1, parameters, moments and step counts stay as they
+    are. These are the names that torch's fused kernels know from its gradient scaler for fp16.
+    """
+
+    found_inf: Tensor | None = None
+    grad_scale: Tensor | None = None
+
+
+def make_optimizer(
+    groups: Sequence[ParameterGroup], settings: OptimizerSettings, *, capturable: bool | None = None
+) -> GatedAdamW:
+    """AdamW with decoupled weight decay in every group.
+
+    Args:
+        capturable: whether it may stand in a CUDA graph, for which learning rates are tensors; None: on a GPU.
+    """
+    device = next(iter(groups[0].parameters.values())).device
+    capturable = device.type == "cuda" if capturable is None else capturable
+    return GatedAdamW(
         [
             {
                 "name": group.name,
                 "params": list(group.parameters.values()),
-                "lr": group.learning_rate,
+                "lr": torch.tensor(group.learning_rate, device=device) if capturable else group.learning_rate,
                 "base_lr": group.learning_rate,
                 "weight_decay": group.weight_decay,
             }
@@ -30,6 +49,8 @@ def make_optimizer(groups: Sequence[ParameterGroup], settings: OptimizerSettings
         ],
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
+        fused=True,
+        capturable=capturable,
     )
 
 
@@ -47,7 +68,11 @@ def schedule_factor(step: int, *, total_steps: int, warmup_fraction: float) -> f
 def set_learning_rates(optimizer: AdamW, factor: float) -> None:
     """Set each group's learning rate to its own base rate times the factor."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        rate = group["base_lr"] * factor
+        if isinstance(group["lr"], Tensor):  # which a graph reads: always the same
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def optimizer_tensors(optimizer: AdamW, groups: Sequence[ParameterGroup]) -> dict[str, Tensor]:
@@ -91,6 +116,5 @@ def restore_optimizer(
                 continue
             state = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}
             optimizer.state[parameter] = {
-                moment: tensor.clone() if moment == "step" else tensor.to(parameter.device, copy=True)
-                for moment, tensor in state.items()
+                moment: tensor.to(parameter.device, copy=True) for moment, tensor in state.items()
             }

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 
 from dept_vl.command_line import StopSignal, say
 from dept_vl.data.dataset import ExampleDataset, VisualSource
@@ -253,7 +252,7 @@ def _validate(predictions: Sequence[Prediction], task: TaskData) -> Validation:
 
 
 def make_accelerator(settings: Settings, output: Path) -> Accelerator:
-    """What moves batches and averages gradients, in the precision of the settings, with their tracker.
+    """What knows of the other processes and of the device, with the tracker of the settings.
 
     Raises:
         UsageError: the tracker is not installed.
@@ -268,11 +267,6 @@ def make_accelerator(settings: Settings, output: Path) -> Accelerator:
         mixed_precision="bf16" if settings.training.precision == "bf16" else "no",
         log_with=None if tracker == "none" else tracker,
         project_dir=str(output),
-        # DePT's count of trained rows is shared by the loop; a broadcast before each step would undo it.
-        # Of several tasks, a step leaves the other tasks' heads and prompts out.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=len(settings.tasks) > 1)
-        ],
     )
 
 

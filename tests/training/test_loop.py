@@ -175,7 +175,7 @@ def test_gradients_are_clipped_together_and_the_log_has_their_norm_before(
             gradients = [value.grad for group in optimizer.param_groups for value in group["params"]]
             norms.append(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()))
 
-        optimizer.register_step_pre_hook(measure)
+        optimizer.register_step_post_hook(measure)  # the kernel that updates also scales
         return optimizer
 
     monkeypatch.setattr(loop, "make_optimizer", watched)
