@@ -32,7 +32,7 @@ APART = (
 
 LEARNING = (  # fast enough for the scores to rise and fall, and a seed with which the tasks differ in their best step
     *("training.steps=40", "training.evaluate_every=5", "training.checkpoint_every=20", "backbone.dropout=0"),
-    "training.seed=4",
+    "training.seed=3",
     *(f"optimizer.{name}_lr=0.1" for name in ("prompt", "low_rank", "visual", "head")),
 )
 
