@@ -40,6 +40,7 @@ FLOORS = (
         "dept_vl.apart",
         "dept_vl.sweeping",
         "dept_vl.figures_of_paper",
+        "dept_vl.serving",
     },
     {
         "dept_vl.extract",
@@ -59,6 +60,7 @@ FLOORS = (
         "dept_vl.plan",
         "dept_vl.sweep",
         "dept_vl.figures",
+        "dept_vl.serve",
     },
     {"dept_vl", "dept_vl.bench"},  # the front door, which imports a name when it is asked for, and the benchmarks
 )
