@@ -108,7 +108,10 @@ class Recordings:
             for kept in (self._inputs, self._by_shape, self._updates):
                 kept.clear()
             if self._talks:
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                first: BaseException = error
+                while isinstance(first.__context__, RuntimeError):  # that which ended the recording hides the cause
+                    first = first.__context__
+                reason = next(iter(str(first).splitlines()), type(first).__name__)
                 say(f"Training goes on without CUDA graphs, in slower steps, as one cannot be recorded: {reason}")
 
     def _record_gradients(self, shape: object, batch: Batch, record: Recorder) -> None:

@@ -157,8 +157,11 @@ class FlatGradients:
 
     def norm(self) -> Tensor:
         """Of all gradients together."""
-        rows = [flat[: len(flat) // ROW * ROW].view(-1, ROW) for flat in self._flat.values()]
-        norms = [torch.linalg.vector_norm(row, dim=1, dtype=torch.float32) for row in rows]
+        norms = []
+        for dtype, flat in self._flat.items():
+            rows = flat[: len(flat) // ROW * ROW].view(-1, ROW)
+            precise = torch.promote_types(dtype, torch.float32)
+            norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=precise).float())
         norm: Tensor = torch.linalg.vector_norm(torch.cat(norms))
         return norm
 

@@ -185,6 +185,30 @@ def test_gradients_are_clipped_together_and_the_log_has_their_norm_before(
     assert all(record["gradient_norm"] > 1 for record in read_log(tmp_path / "log.jsonl") if "loss" in record)
 
 
+def test_the_step_is_made_as_the_settings_say(
+    make_bench: MakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[dict[str, Any]] = []
+    original = loop.TrainingStep
+
+    def watched(**options: Any) -> Any:
+        received.append(options)
+        return original(**options)
+
+    monkeypatch.setattr(loop, "TrainingStep", watched)
+    monkeypatch.setattr(loop, "recorder_for", lambda device, *, checkpointed: received.append({"asked": checkpointed}))
+    make_bench(tmp_path / "plain").run()
+    changed = {"precision": "bf16", "accumulation": 2, "checkpoint_activations": True}
+    make_bench(tmp_path / "changed", optimizer=OptimizerSettings(clip_norm=0.25), **changed).run()
+    names = ("clip_norm", "bf16", "accumulation", "processes", "record", "talks", "asked")
+    assert [{name: options[name] for name in names if name in options} for options in received] == [
+        {"asked": False},
+        {"clip_norm": 1.0, "bf16": False, "accumulation": 1, "processes": 1, "record": None, "talks": True},
+        {"asked": True},
+        {"clip_norm": 0.25, "bf16": True, "accumulation": 2, "processes": 1, "record": None, "talks": True},
+    ]
+
+
 def test_frozen_parameters_keep_every_bit(make_bench: MakeBench, tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
     before = {name: value.clone() for name, value in bench.built.model.backbone.state_dict().items()}

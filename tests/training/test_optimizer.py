@@ -109,6 +109,74 @@ def test_betas_and_epsilon_come_from_the_settings() -> None:
     assert all(group["eps"] == 1e-3 for group in optimizer.param_groups)
 
 
+def test_the_fused_kernel_computes_what_the_ordinary_loop_does() -> None:
+    fused, ordinary = make_groups(), make_groups()
+    optimizers = [make_optimizer(groups, OptimizerSettings()) for groups in (fused, ordinary)]
+    for group in optimizers[1].param_groups:
+        group.update(fused=False, foreach=False)
+    for number in range(20):
+        for groups, optimizer in zip((fused, ordinary), optimizers, strict=True):
+            set_learning_rates(optimizer, 1 / (1 + number))
+            step(groups, optimizer, number)
+    for one, other in zip(fused, ordinary, strict=True):
+        for name, value in one.parameters.items():
+            torch.testing.assert_close(value, other.parameters[name], rtol=1e-6, atol=1e-6)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            generator = torch.Generator().manual_seed(0)
+            value = nn.Parameter(torch.randn(200_003, generator=generator))
+            groups = [ParameterGroup("prompt", {"prompt.prompt": value}, 0.3, 0.1)]
+            optimizer = make_optimizer(groups, OptimizerSettings())
+            for number in range(3):
+                step(groups, optimizer, number)
+            found.append(value.detach().clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_for_a_graph_learning_rates_are_tensors_that_stay_the_same() -> None:
+    plain, captured = make_groups(), make_groups()
+    one = make_optimizer(plain, OptimizerSettings())
+    other = make_optimizer(captured, OptimizerSettings(), capturable=True)
+    rates = [group["lr"] for group in other.param_groups]
+    for number, factor in enumerate((0.5, 1.0, 0.25)):
+        for groups, optimizer in ((plain, one), (captured, other)):
+            set_learning_rates(optimizer, factor)
+            step(groups, optimizer, number)
+    assert all(group["lr"] is rate for group, rate in zip(other.param_groups, rates, strict=True))
+    assert [float(rate) for rate in rates] == pytest.approx([0.3 / 4, 1e-3 / 4, 1e-2 / 4])
+    for groups, expected in zip(captured, plain, strict=True):
+        for name, value in groups.parameters.items():
+            torch.testing.assert_close(value, expected.parameters[name], rtol=1e-6, atol=1e-6)
+
+
+def test_a_closed_gate_changes_nothing_and_gradients_are_divided_by_the_scale() -> None:
+    groups, divided = make_groups(), make_groups()
+    optimizer, other = (make_optimizer(one, OptimizerSettings()) for one in (groups, divided))
+    optimizer.found_inf, optimizer.grad_scale = torch.tensor(0.0), torch.tensor(4.0)
+    step(groups, optimizer, 0)
+    for one, theirs in zip(groups, divided, strict=True):
+        for name, value in one.parameters.items():
+            assert value.grad is not None
+            theirs.parameters[name].grad = value.grad.clone()  # which the kernel has divided
+    other.step()
+    before = {name: value.clone() for name, value in optimizer_tensors(optimizer, groups).items()}
+    assert all(torch.equal(value, before[name]) for name, value in optimizer_tensors(other, divided).items())
+    optimizer.found_inf.fill_(1)
+    step(groups, optimizer, 1)
+    assert all(torch.equal(value, before[name]) for name, value in optimizer_tensors(optimizer, groups).items())
+    for one, theirs in zip(groups, divided, strict=True):
+        assert all(map(torch.equal, one.parameters.values(), theirs.parameters.values()))
+
+
 def test_a_restored_optimizer_goes_on_with_the_same_bits() -> None:
     straight, stopped = make_groups(), make_groups()
     optimizers = [make_optimizer(groups, OptimizerSettings()) for groups in (straight, stopped)]

@@ -96,12 +96,12 @@ def test_training_on_two_processes_equals_training_on_one_at_the_same_global_bat
     assert_equal_but_for_the_last_bits(folder, alone)
 
 
-def test_two_tasks_train_on_two_processes_as_on_one(
+def test_two_tasks_train_on_two_processes_in_parts_as_on_one_at_once(
     alone_pair: Path, pair_arguments: TrainArguments, tmp_path: Path
 ) -> None:
     """Each step leaves the other task's prompt and head without a gradient, on every process alike."""
     folder = tmp_path / "run"
-    on_two_processes("dept_vl.train", [*settings(folder, pair_arguments), *APART])
+    on_two_processes("dept_vl.train", [*settings(folder, pair_arguments), *APART, "training.accumulation=2"])
     assert_equal_but_for_the_last_bits(folder, alone_pair)
 
 
