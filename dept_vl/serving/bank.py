@@ -14,6 +14,7 @@ from dept_vl.settings import nearest
 from feature_extraction.errors import UsageError
 
 FIRST_CAPACITY = 1024  # rows
+GROWTH = 1.25  # of the tensor when it is full; while it moves, the old one and the new one are there
 LISTED = 8  # names that a message lists
 
 
@@ -39,7 +40,7 @@ class AdapterBank:
     """For each adapter by name its prompt [P H] and its table [s H]: scale * A·B, a row for each text position.
 
     Adapters may differ in P and in s, and those without a prompt or table take no room for it. All rows lie in one
-    tensor, which doubles when it is full. Its first row is zero, and stands for whatever an adapter does not have.
+    tensor, which grows by a quarter when it is full. Its first row is zero, and stands for whatever an adapter does not have.
     """
 
     def __init__(
@@ -142,11 +143,11 @@ class AdapterBank:
         self._holes = holes
 
     def _make_room(self, count: int) -> None:
-        """Move all adapters together, into a tensor of twice the size if there is no room for so many rows."""
-        used = 1 + sum(place.rows.number for place in self._places.values())
+        """Move all adapters together, into a larger tensor if there is no room for so many more rows."""
+        needed = 1 + sum(place.rows.number for place in self._places.values()) + count
         capacity = len(self._rows)
-        while used + count > capacity:
-            capacity *= 2
+        if needed > capacity:
+            capacity = max(needed, int(capacity * GROWTH))
         rows, first = self._rows.new_zeros(capacity, self._rows.shape[1]), 1
         for name, place in self._places.items():
             moved = _Rows(first, place.rows.number)

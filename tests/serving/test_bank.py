@@ -47,11 +47,11 @@ def test_positions_count_real_tokens_wherever_the_padding_stands(left: bool) -> 
     assert torch.allclose(embedded, torch.tensor([[0, 5, 5.1]]) if left else torch.tensor([[5, 5.1, 0]]))
 
 
-def test_room_doubles_and_everything_stays_what_it_was() -> None:
+def test_room_grows_and_everything_stays_what_it_was() -> None:
     made = bank(capacity=4)
     for number in range(10):
         made.add(str(number), rows(1, number), rows(2, number + 100))
-    assert made.bytes == 32 * HIDDEN * 4  # 31 rows in use, the zero row included
+    assert made.bytes < 1.25 * 32 * HIDDEN * 4  # 31 rows are in use, the zero row included
     embedded, _ = read(made, [str(number) for number in range(10)], torch.ones(10, 2, dtype=torch.bool))
     assert torch.allclose(embedded, torch.stack([torch.tensor([n, n + 100, n + 100.1]) for n in range(10)]))
 
@@ -123,6 +123,6 @@ def test_a_thousand_adapters_take_less_than_a_gigabyte() -> None:
         made.add(str(number), torch.zeros(20, 768), torch.zeros(256, 768))
     own = made.bytes_of("0")
     assert own == (20 + 256) * 768 * 2
-    # A tensor that doubles is at most twice as large as what is in it.
-    assert 2 * 1000 * own < 1e9
-    assert made.bytes <= 2 * (10 * own + 768 * 2)
+    assert made.bytes <= 1.25 * (10 * own + 768 * 2)
+    # While it grows the tensor is there twice: full, and a quarter larger.
+    assert (1 + 1.25) * 1000 * own < 1e9
