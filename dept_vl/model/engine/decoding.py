@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -16,7 +15,7 @@ from dept_vl.model.engine.lean_t5 import LeanT5
 from dept_vl.model.engine.recorded import RecordedSearches, Search
 from dept_vl.model.engine.searches import Allowed
 
-_RECORDED: WeakKeyDictionary[LeanT5, RecordedSearches] = WeakKeyDictionary()
+_RECORDED: WeakKeyDictionary[LeanT5, dict[torch.device, RecordedSearches]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -58,12 +57,12 @@ def _answers(
     lean: LeanT5, search: Search, states: Tensor, mask: Tensor, *, kind: tuple[int, int] | None
 ) -> Int64[Tensor, "B L"]:
     """The ids that a search finds; those of a kind can be recorded."""
-    if kind is None or not states.is_cuda:
+    if kind is None:
         found = search(states, mask, early=True)
     else:
-        if lean not in _RECORDED:
-            _RECORDED[lean] = RecordedSearches(graph_recorder(states.device, warm_ups=1))
+        of_model = _RECORDED.setdefault(lean, {})
+        if states.device not in of_model:
+            of_model[states.device] = RecordedSearches(graph_recorder(states.device, warm_ups=1))
         # A recording holds for the place of the weights, and with or without dropout.
-        own: Hashable = (*kind, lean.training, lean.cross.data_ptr())
-        found = _RECORDED[lean](search, states, mask, kind=own)
+        found = of_model[states.device](search, states, mask, kind=(*kind, lean.training, lean.cross.data_ptr()))
     return found.ids[:, : int(found.lengths.max())]

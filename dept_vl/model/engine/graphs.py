@@ -15,12 +15,14 @@ Work = Callable[[], None]
 Recorder = Callable[[Work], Work]  # runs a piece of work some times and gives what does the same from then on
 
 
-def graph_recorder(device: torch.device, *, warm_ups: int) -> Recorder:
-    """Records CUDA graphs, all in one pool of memory, as they run one after the other.
+def graph_recorder(device: torch.device, *, warm_ups: int) -> Recorder | None:
+    """Records CUDA graphs, all in one pool of memory, as they run one after the other; None where there are none.
 
     Args:
         warm_ups: runs before a recording, in which libraries allocate, compile and choose kernels.
     """
+    if device.type != "cuda":
+        return None
     pool = torch.cuda.graph_pool_handle()
     beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 

@@ -156,4 +156,5 @@ def _restricted(
 
 def _cache(lean: LeanT5, cross: Tensor, rows: int, length: int) -> Float[Tensor, "layers 2 rows heads longest key"]:
     """Room for the decoder's own keys and values; places not reached yet are read too, and must be finite."""
+    length += -length % lean.alignment
     return cross.new_zeros(*cross.shape[:2], rows, cross.shape[3], length, cross.shape[5])
