@@ -40,7 +40,7 @@ class AdapterBank:
     """For each adapter by name its prompt [P H] and its table [s H]: scale * A·B, a row for each text position.
 
     Adapters may differ in P and in s, and those without a prompt or table take no room for it. All rows lie in one
-    tensor, which grows by a quarter when it is full. Its first row is zero, and stands for whatever an adapter does not have.
+    tensor, which grows by a quarter when it is full. Its first row is zero: what stands for rows that there are not.
     """
 
     def __init__(
@@ -160,5 +160,5 @@ class AdapterBank:
 def unknown_adapter(name: str, known: Iterable[str]) -> str:
     """What to tell who asks for an adapter that is not there."""
     names = list(known)
-    some = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+    some = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED:,} more" if len(names) > LISTED else "")
     return f"No adapter is called {name!r}.{nearest(name, names)} There are {len(names):,}: {some or 'none'}"

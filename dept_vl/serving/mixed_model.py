@@ -86,6 +86,9 @@ class MixedModel:
         """The adapters that can be asked."""
         return list(self._adapters)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._adapters
+
     def adapter(self, name: str) -> ServedAdapter:
         """What is known of an adapter.
 
