@@ -15,8 +15,10 @@ from dept_vl.answer_log import AnswerLog
 from dept_vl.command_line import say
 from dept_vl.config import settings_from_yaml
 from dept_vl.data.dataset import ExampleDataset, VisualSource
+from dept_vl.data.device import on_device
 from dept_vl.data.loader import evaluation_batches
 from dept_vl.data.preflight import check_examples
+from dept_vl.data.resident import ResidentFeatures
 from dept_vl.data.tokens import cache_folder, tokenize_examples
 from dept_vl.leaderboard import write_evaluation
 from dept_vl.model.backbone import Backbone
@@ -37,10 +39,12 @@ def predict(
     settings: Settings,
     accelerator: Accelerator,
     log: AnswerLog | None = None,
+    resident: ResidentFeatures | None = None,
 ) -> list[Prediction]:
     """Answer every example, in the order of the dataset; all processes get the whole list.
 
-    With a log, answers that it has already are not given again.
+    With a log, answers that it has already are not given again. ``resident`` has the features of a dataset that gives
+    their rows.
     """
     model.eval()
     answers: dict[str, str] = {}
@@ -61,8 +65,8 @@ def predict(
         workers=settings.data.workers,
         done=frozenset(answers),
     )
-    for batch in batches:
-        given = answer_batch(model, batch.to(accelerator.device), task, settings)
+    for batch in on_device(batches, accelerator.device, resident):
+        given = answer_batch(model, batch, task, settings)
         answered = dict(zip(batch.example_ids, given, strict=True))
         if log is not None:
             log.append(answered)

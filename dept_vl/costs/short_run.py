@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from dept_vl.command_line import StopSignal
 from dept_vl.costs.synthetic import SyntheticImages, images_of, synthetic_tasks
 from dept_vl.data.dataset import ExampleDataset, draw_targets
+from dept_vl.data.device import on_device
 from dept_vl.data.loader import evaluation_batches
 from dept_vl.data.order import Turn, epoch_batches, evaluation_order
 from dept_vl.inference import answer_batch, make_dataset, predict
@@ -104,7 +105,7 @@ def train_shortly(run: ShortRun, *, steps: int, warmup: int, folder: Path) -> Ti
         batches = (
             batch for part in order for batch in task_batches(part, run.tasks, run.training_sets, rank=0, world=1)
         )
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(on_device(batches, run.accelerator.device)):
             if number in (0, *edges):
                 marks[number] = now(run.accelerator)
             yield batch

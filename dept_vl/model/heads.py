@@ -184,4 +184,4 @@ Head = GenerationHead | ClassificationHead
 
 
 def _mean(by_example: Float[Tensor, " B"]) -> StepOutput:
-    return StepOutput(by_example.mean(), by_example.new_tensor(float(len(by_example))))
+    return StepOutput(by_example.mean(), by_example.new_full((), float(len(by_example))))

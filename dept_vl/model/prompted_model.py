@@ -36,7 +36,7 @@ class PromptedModel(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, batch: Batch) -> StepOutput:
-        """The loss; under this name so that wrappers which average gradients over processes see the call."""
+        """The loss, as ``loss`` gives it."""
         return self.loss(batch)
 
     def loss(self, batch: Batch) -> StepOutput:

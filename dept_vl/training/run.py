@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from dept_vl.command_line import StopSignal, say
 from dept_vl.data.dataset import ExampleDataset, VisualSource
+from dept_vl.data.device import on_device
 from dept_vl.data.order import Turn, task_turns
 from dept_vl.data.tokens import cache_folder
 from dept_vl.inference import make_dataset, predict
@@ -29,7 +30,7 @@ from dept_vl.model.transfer import find_adapter, start_from
 from dept_vl.run_folder import compute_dtype, open_run, publish_adapters, run_identity, run_record
 from dept_vl.settings import Settings
 from dept_vl.training.loop import Validation, train
-from dept_vl.training.task_data import TaskData, read_tasks, task_batches
+from dept_vl.training.task_data import TaskData, keep_on_device, read_tasks, task_batches
 from dept_vl.types import Batch, Example, Prediction
 from feature_extraction import FeatureStore
 from feature_extraction.differences import refuse_differences
@@ -101,19 +102,28 @@ def train_run(
         return
     _start_tracker(accelerator, settings)
 
+    tasks, resident = keep_on_device(tasks, accelerator.device, setting=settings.data.resident_features, talks=talks)
     with accelerator.main_process_first():  # the first process tokenises, the others read its cache
         training_sets = {name: make_set(task, task.training, prepared.backbone) for name, task in tasks.items()}
         validation_sets = {name: make_set(task, task.validation, prepared.backbone) for name, task in tasks.items()}
 
     def batches_from(step: int) -> Iterator[Batch]:
-        return task_batches(
+        batches = task_batches(
             turns[step:], tasks, training_sets, rank=accelerator.process_index, world=accelerator.num_processes
         )
+        return on_device(batches, accelerator.device, resident)
 
     def validate(model: PromptedModel) -> dict[str, Validation]:
         return {
             name: _validate(
-                predict(model, validation_sets[name], task=task.task, settings=task.settings, accelerator=accelerator),
+                predict(
+                    model,
+                    validation_sets[name],
+                    task=task.task,
+                    settings=task.settings,
+                    accelerator=accelerator,
+                    resident=resident,
+                ),
                 task,
             )
             for name, task in tasks.items()

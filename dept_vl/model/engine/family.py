@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dept_vl.model.engine.decoding import beam_search, greedy
 from dept_vl.model.engine.lean_t5 import LeanT5
 from dept_vl.model.families import EncoderDecoder, shift_right
 from dept_vl.types import Batch
@@ -55,8 +56,6 @@ class LeanEncoderDecoder(EncoderDecoder):
         allowed: Callable[[int, Tensor], list[int]] | None,
     ) -> Int64[Tensor, "B L"]:
         """Greedy or beam search; the same tokens as the library's."""
-        from dept_vl.model.engine.decoding import beam_search, greedy
-
         if num_beams == 1:
             return greedy(self._lean, states, mask, max_length=max_length, allowed=allowed)
         return beam_search(self._lean, states, mask, max_length=max_length, num_beams=num_beams, allowed=allowed)
