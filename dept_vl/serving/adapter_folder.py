@@ -14,6 +14,7 @@ from feature_extraction.durable import PARTIAL_SUFFIX
 
 LOOK_AGAIN = 5.0  # seconds; what changes inside of adapter folders is found after so long
 LOOK_FOR_UNKNOWN = 0.5  # seconds; an adapter that is asked for but not known is looked for no more often
+SAME_TIME = 100_000_000  # nanoseconds; more than any file system's clock takes from one time to the next
 
 Signature = tuple[tuple[int, int, int] | None, ...]  # of both files: inode, size and time of change; None: no file
 
@@ -48,7 +49,9 @@ class AdapterFolder:
                 say(f"The adapters that are loaded stay as they are: {error}")
                 self._looked = now
             return
-        self._changed, self._looked = changed, now
+        # Two changes shortly after each other may bear the same time.
+        self._changed = changed if time.time_ns() - changed > SAME_TIME else None
+        self._looked = now
         for name in [name for name in self._signatures if name not in found]:
             self._forget(name)
             say(f"Adapter {name}: gone")

@@ -178,7 +178,7 @@ class Answerer:
                 "images": self._model.adapter(name).settings.images_per_example,
                 "bytes": self._model.bytes_of(name),
             }
-            for name in self._model.names()
+            for name in sorted(self._model.names())
         ]
         return Reply(200, {"adapters": adapters, "refused": self._folder.refused, "bytes": self._model.bytes})
 

@@ -26,11 +26,11 @@ class Client:
 
     ::
 
-        client = Client("http://127.0.0.1:8000")
-        client.answer("colors", "what color is the cat?", image="cat.jpg")
-        client.answer("colors", "what color is the cat?", image_id="cat")
-        client.answer("pairs", "both show a dog", image=["left.jpg", "right.jpg"])
-        client.answer("sentiment", "a gorgeous film")
+        with Client("http://127.0.0.1:8000") as client:
+            client.answer("colors", "what color is the cat?", image="cat.jpg")
+            client.answer("colors", "what color is the cat?", image_id="cat")
+            client.answer("pairs", "both show a dog", image=["left.jpg", "right.jpg"])
+            client.answer("sentiment", "a gorgeous film")
     """
 
     def __init__(self, url: str, *, timeout: float = 60.0) -> None:
@@ -39,6 +39,12 @@ class Client:
         kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
         self._connection = kind(address.hostname or "127.0.0.1", address.port, timeout=timeout)
         self._path = address.path.rstrip("/")
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def answer(
         self,

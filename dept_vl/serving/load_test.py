@@ -39,13 +39,12 @@ class LoadFigures(NamedTuple):
 
 def load_test(url: str, requests: Sequence[LoadRequest], *, concurrency: int) -> LoadFigures:
     """Send requests, so many at a time, each as soon as the one before it on its connection is answered."""
-    counted = Client(url)
-    questions, batches = _batches(counted)
-    local = threading.local()
+    local, clients = threading.local(), [Client(url)]
 
     def ask(request: LoadRequest) -> tuple[str | None, float, str]:
         if not hasattr(local, "client"):
             local.client = Client(url, timeout=SECONDS_TO_ANSWER)
+            clients.append(local.client)
         start, answer, error = time.perf_counter(), None, ""
         try:
             answer = local.client.answer(request.adapter, request.text, image_id=request.image_ids or None)
@@ -53,12 +52,14 @@ def load_test(url: str, requests: Sequence[LoadRequest], *, concurrency: int) ->
             error = str(failure)
         return answer, time.perf_counter() - start, error
 
+    questions, batches = _batches(clients[0])
     start = time.perf_counter()
     with ThreadPoolExecutor(concurrency) as threads:
         done = list(threads.map(ask, requests))
     elapsed = time.perf_counter() - start
-    more_questions, more_batches = _batches(counted)
-    counted.close()
+    more_questions, more_batches = _batches(clients[0])
+    for client in clients:
+        client.close()
     answers, times, errors = [list(column) for column in zip(*done, strict=True)]
     ranked = sorted(1000 * seconds for seconds in times)
     failed = [error for error in errors if error]

@@ -23,12 +23,13 @@ from queue import Empty, Queue
 from types import FrameType
 from typing import Any, cast
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from litserve import LitAPI, LitServer
 from litserve.loops.simple_loops import BatchedLoop
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, ResponseBufferItem, WorkerSetupStatus
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from dept_vl.command_line import exit_code_of, say

@@ -10,20 +10,36 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from dept_vl.config import load_settings
 from dept_vl.data.loader import evaluation_batches
 from dept_vl.inference import answer_batch, make_dataset
 from dept_vl.model.adapter import Adapter, adapter_identity, save_adapter, trained_tensors
-from dept_vl.model.backbone import Backbone
+from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import build_model
 from dept_vl.model.prompted_model import PromptedModel
-from dept_vl.settings import Settings
+from dept_vl.settings import BackboneSettings, Settings
 from dept_vl.tasks.task import load_task
 from dept_vl.types import Batch, Example
-from feature_extraction import FeatureStore
+from feature_extraction import ExtractionSettings, FeatureStore, extract_features
 
 LABELS = {"nlvr2": ("true", "false"), "sst2": ("0", "1")}
+
+
+class Served(NamedTuple):
+    """What a service can be started with, and what it should answer."""
+
+    backbone: Path
+    adapters: Path
+    store: FeatureStore
+    pictures: Path  # of the store's images
+    alone: list[Alone]  # the adapters
+
+    def of(self, name: str) -> Alone:
+        """An adapter by name."""
+        return next(one for one in self.alone if one.name == name)
 
 
 class Alone(NamedTuple):
@@ -54,48 +70,51 @@ def store(toy_store: Path) -> FeatureStore:
     return FeatureStore.open(toy_store)
 
 
+def build_adapter(
+    backbone: Backbone,
+    store: FeatureStore,
+    folder: Path,
+    *overrides: str,
+    task: str = "sst2",
+    method: str = "dept",
+    trained: int = 5,
+    seed: int = 0,
+    identity: Mapping[str, Any] | None = None,
+) -> Alone:
+    """An adapter of a task and a method, with random contents; ``trained`` rows of A are in use."""
+    small = ("method.budget_length=24", "method.prompt_length=3", "task.max_text_length=12")
+    settings = load_settings({"task": task, "method": method}, [*small, *overrides])
+    pictured = settings.task.images_per_example > 0
+    answers = {task: list(LABELS.get(task, ("yes", "no", "red")))}
+    built = build_model(
+        settings,
+        backbone,
+        visual_tokens=store.visual_tokens if pictured else 0,
+        feature_width=store.feature_width if pictured else 0,
+        seed=seed,
+        answers=answers,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for group in built.groups:
+            for parameter in group.parameters.values():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    for prompt in built.model.encoder.prompts().values():
+        if hasattr(prompt, "trained_length"):
+            prompt.trained_length.fill_(trained)
+    own = adapter_identity(backbone, task=task, method=method, features=store.identity if pictured else {})
+    tensors = trained_tensors(built.model, built.groups)
+    save_adapter(folder, Adapter({**own, **(identity or {})}, asdict(settings), tensors, answers))
+    built.model.encoder.fold()
+    return Alone(folder.name, folder, settings, built.model.eval(), backbone)
+
+
 @pytest.fixture
 def make_adapter(backbone: Backbone, store: FeatureStore, tmp_path: Path) -> Callable[..., Alone]:
-    """Adapters of a task and a method, with random contents; ``trained`` rows of A are in use."""
-
-    def make(
-        name: str,
-        *overrides: str,
-        task: str = "sst2",
-        method: str = "dept",
-        trained: int = 5,
-        seed: int = 0,
-        folder: Path | None = None,
-        identity: Mapping[str, Any] | None = None,
-    ) -> Alone:
-        small = ("method.budget_length=24", "method.prompt_length=3", "task.max_text_length=12")
-        settings = load_settings({"task": task, "method": method}, [*small, *overrides])
-        pictured = settings.task.images_per_example > 0
-        answers = {task: list(LABELS.get(task, ("yes", "no", "red")))}
-        built = build_model(
-            settings,
-            backbone,
-            visual_tokens=store.visual_tokens if pictured else 0,
-            feature_width=store.feature_width if pictured else 0,
-            seed=seed,
-            answers=answers,
-        )
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for group in built.groups:
-                for parameter in group.parameters.values():
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        for prompt in built.model.encoder.prompts().values():
-            if hasattr(prompt, "trained_length"):
-                prompt.trained_length.fill_(trained)
-        own = adapter_identity(backbone, task=task, method=method, features=store.identity if pictured else {})
-        folder = folder or tmp_path / "adapters" / name
-        tensors = trained_tensors(built.model, built.groups)
-        save_adapter(folder, Adapter({**own, **(identity or {})}, asdict(settings), tensors, answers))
-        built.model.encoder.fold()
-        return Alone(name, folder, settings, built.model.eval(), backbone)
-
-    return make
+    """``build_adapter`` by name, on the tiny backbone and the toy store."""
+    return lambda name, *overrides, **more: build_adapter(
+        backbone, store, tmp_path / "adapters" / name, *overrides, **more
+    )
 
 
 @pytest.fixture
@@ -130,3 +149,37 @@ def asked(many: list[Alone], store: FeatureStore) -> list[tuple[Alone, str, tupl
         text = " ".join(generator.choice(words, size=generator.integers(1, 14)))
         rows.append((one, text, tuple(generator.choice(store.ids, one.settings.task.images_per_example))))
     return rows
+
+
+@pytest.fixture(scope="session")
+def served(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """Adapters of text tasks and of tasks with one and two images, on features that were really extracted.
+
+    Not to be changed.
+    """
+    folder = tmp_path_factory.mktemp("served")
+    torch.manual_seed(0)
+    vision = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32, patch_size=16
+    )
+    ViTModel(vision, add_pooling_layer=False).save_pretrained(folder / "vit")
+    ViTImageProcessorPil().save_pretrained(folder / "vit")
+    (folder / "pictures").mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{number}.png")
+    extraction = ExtractionSettings(backbone=f"hf/{folder / 'vit'}", image_size=32, batch_size=4, workers=0)
+    extract_features(folder / "pictures", folder / "store", extraction, say=lambda line: None)
+    store, backbone = FeatureStore.open(folder / "store"), load_backbone(BackboneSettings(name=str(tiny_t5)))
+    vqa = ("task.max_target_length=5",)
+    kinds: dict[str, dict[str, Any]] = {
+        "colors": {"overrides": vqa, "task": "vqa", "seed": 1},
+        "pairs": {"task": "nlvr2", "seed": 2},
+        "sentiment": {"seed": 3, "trained": 9},
+        "plain": {"overrides": ("method.budget_length=7",), "method": "prompt", "seed": 4},
+    }
+    alone = [
+        build_adapter(backbone, store, folder / "adapters" / name, *more.pop("overrides", ()), **more)
+        for name, more in kinds.items()
+    ]
+    return Served(tiny_t5, folder / "adapters", store, folder / "pictures", alone)
