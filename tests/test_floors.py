@@ -71,7 +71,7 @@ BESIDE_THE_CORE = (
     *("model/transfer.py", "model/suitability.py", "model/answer_trie.py", "model/token_offset.py"),
     *("data/shots.py", "data/device.py", "data/resident.py", "training/captured.py"),
 )
-LONGEST_FILE, LARGEST_CORE = 400, 3_000  # lines of a file in all; lines of code in the core
+LONGEST_FILE, LARGEST_CORE = 400, 3_200  # lines of a file in all; lines of code in the core
 MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:home|root|Users|work|mnt|opt|tmp|var)/|\b[A-Z]:\\")
 
 

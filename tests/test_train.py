@@ -88,6 +88,33 @@ def test_reading_processes_change_no_byte(train_arguments: TrainArguments, finis
     assert (tmp_path / "run" / tensors).read_bytes() == (finished_run / tensors).read_bytes()
 
 
+def test_features_kept_on_the_device_change_no_byte(
+    train_arguments: TrainArguments, finished_run: Path, tmp_path: Path
+) -> None:
+    assert run(main, train_arguments(tmp_path / "run", "data.resident_features=on")) == 0
+    tensors = Path("adapter") / "adapter_model.safetensors"
+    assert (tmp_path / "run" / tensors).read_bytes() == (finished_run / tensors).read_bytes()
+
+
+def test_lean_layers_have_the_librarys_loss_curve_and_answers(
+    train_arguments: TrainArguments, finished_run: Path, tmp_path: Path
+) -> None:
+    lean = tmp_path / "lean"
+    assert run(main, train_arguments(lean, "backbone.engine=lean")) == 0
+    losses = [
+        [record["loss"] for record in read_log(folder / "log.jsonl") if "loss" in record]
+        for folder in (finished_run, lean)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    # Their adapters are one kind: the library's layers answer with what the lean ones trained, and the other way round.
+    answers = []
+    for number, engine in enumerate(("library", "lean")):
+        output = tmp_path / f"answers {number}"
+        evaluate_run(lean, "test", output, [f"backbone.engine={engine}"])
+        answers.append((output / "metrics.json").read_text())
+    assert answers[0] == answers[1]
+
+
 def test_the_run_s_folder_says_what_was_done(
     train_arguments: TrainArguments, finished_run: Path, toy_vqa: Path
 ) -> None:
