@@ -131,8 +131,7 @@ def _next_beams(
     end_scores = best / (step + 1) + ~beams.hopeful * NEVER + ~ends * NEVER
     ended_scores, chosen = torch.cat([beams.ended_scores, end_scores], dim=1).topk(num_beams)
     lengths = torch.cat([beams.lengths, ends * (step + 1)], dim=1).gather(1, chosen)
-    worst = ended_scores.amin(dim=1, keepdim=True).where(lengths > 0, NEVER)
-    hopeful = beams.hopeful & (going_scores[:, :1] / (step + 1) > worst).any(dim=1, keepdim=True)
+    hopeful = beams.hopeful & (going_scores[:, :1] / (step + 1) > ended_scores[:, -1:])
     ended = _pick(torch.cat([beams.ended, candidates], dim=1), chosen)
     following = _Beams(_pick(candidates, going), going_scores, ended, ended_scores, lengths, hopeful)
     return following, parents.gather(1, going)

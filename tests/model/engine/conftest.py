@@ -42,10 +42,10 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def make_pair(make_t5: Callable[..., T5ForConditionalGeneration]) -> Callable[..., Pair]:
-    """Random pairs of large weights, and so few near ties; ``ending`` is how much longer the end token's row is."""
+    """Random pairs; so many times longer are the rows of the head, and that of its end token in addition."""
 
     @cache
-    def make(seed: int, *, gated: bool, tied: bool, ending: float) -> Pair:
+    def make(seed: int, *, gated: bool = True, tied: bool = True, sharpness: float = 1.0, ending: float = 2.5) -> Pair:
         kind = "gated-gelu" if gated else "relu"
         activation = "gelu_new" if gated else "relu"
         t5 = make_t5(
@@ -57,6 +57,7 @@ def make_pair(make_t5: Callable[..., T5ForConditionalGeneration]) -> Callable[..
             tie_word_embeddings=tied,
             scale_decoder_outputs=tied,
         ).double()
+        t5.lm_head.weight.data *= sharpness
         t5.lm_head.weight.data[1] *= ending
         t5.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
         return Pair(t5, LeanT5(copy.deepcopy(t5)).eval())

@@ -53,8 +53,13 @@ def make_cases(make_pair: MakePair) -> MakeCases:
 
     def make(count: int) -> Iterator[tuple[int, Case]]:
         for seed in range(count):
+            model = seed % 24
             pair = make_pair(
-                seed % 16, gated=bool(seed % 2), tied=bool(seed // 2 % 2), ending=(1.0, 2.5, 5.0)[seed % 16 % 3]
+                model,
+                gated=bool(model % 2),
+                tied=bool(model // 2 % 2),
+                sharpness=(0.15, 0.4, 1.0)[model // 4 % 3],
+                ending=(1.0, 2.5, 5.0)[model // 8],
             )
             generator = torch.Generator().manual_seed(seed)
             rows, positions, longest = (int(torch.randint(1, most + 1, (), generator=generator)) for most in (5, 9, 20))
@@ -221,3 +226,31 @@ def test_the_embedded_model_answers_as_on_the_librarys_layers(num_beams: int) ->
     wanted = EncoderDecoder().generate(t5, states, mask, max_length=12, num_beams=num_beams, allowed=None)
     ours = greedy if num_beams == 1 else partial(beam_search, num_beams=num_beams)
     assert ours(lean, *more, max_length=12).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_room_beyond_the_longest_answer_changes_nothing(
+    num_beams: int, make_cases: MakeCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels of a GPU want an alignment of keys as of encoder positions."""
+    rooms = set()
+    decode_one = LeanT5.decode_one
+
+    def note(lean: LeanT5, ids: Tensor, position: Tensor, cache: Tensor, *encoder: Tensor) -> Tensor:
+        rooms.add(cache.shape[4])
+        return decode_one(lean, ids, position, cache, *encoder)
+
+    for _, case in make_cases(8):
+        wanted = case.ours(num_beams).tolist()
+        with monkeypatch.context() as patch:
+            patch.setattr(case.pair.lean, "alignment", 8)
+            patch.setattr(LeanT5, "decode_one", note)
+            assert case.ours(num_beams).tolist() == wanted
+    assert rooms == {8, 16, 24}
+
+
+def test_autocast_does_not_change_what_is_found(make_cases: MakeCases) -> None:
+    for _, case in make_cases(8):
+        wanted = case.ours(1), case.ours(3)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert all(map(torch.equal, (case.ours(1), case.ours(3)), wanted))

@@ -21,17 +21,28 @@ from dept_vl.model.engine.searches import Found
 
 
 class Machine:
-    """A search that notes how it was called and finds the sums of its inputs; ``record`` replays it."""
+    """A search that notes how it was called and finds the sums of its inputs; ``record`` replays it.
+
+    As a graph does, it puts what it finds for one shape always in the same place.
+    """
 
     def __init__(self, *, fails: bool = False) -> None:
         self.fails = fails
         self.calls: list[tuple[bool, int, int]] = []  # whether to leave early, and where the inputs are
+        self.found: dict[object, Found] = {}
         self.recorded = 0
         self.replayed = 0
 
+    @torch.inference_mode(mode=False)
     def search(self, states: Tensor, mask: Tensor, *, early: bool) -> Found:
         self.calls.append((early, states.data_ptr(), mask.data_ptr()))
-        return Found(states.sum(dim=2).long(), mask.sum(dim=1))
+        new = Found(states.sum(dim=2).long(), mask.sum(dim=1))
+        if early:
+            return new
+        found = self.found.setdefault((states.shape, states.dtype), new)
+        for place, tensor in zip(found, new, strict=True):
+            place.copy_(tensor)
+        return found
 
     def record(self, work: Work) -> Work:
         work()
@@ -159,7 +170,7 @@ def test_there_are_no_recordings_on_a_cpu() -> None:
 @pytest.mark.usefixtures("exact_norms")
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_graphs_give_the_librarys_answers(num_beams: int, make_pair: Callable[..., Any]) -> None:
-    made = make_pair(1, gated=True, tied=True, ending=2.5)
+    made = make_pair(1)
     pair = type(made)(copy.deepcopy(made.library).cuda(), copy.deepcopy(made.lean).cuda())
     ours = greedy if num_beams == 1 else partial(beam_search, num_beams=num_beams)
     for seed in range(4):
@@ -175,7 +186,7 @@ def test_graphs_give_the_librarys_answers(num_beams: int, make_pair: Callable[..
 
 @pytest.mark.gpu
 def test_graphs_do_not_keep_a_model(make_pair: Callable[..., Any]) -> None:
-    lean = copy.deepcopy(make_pair(1, gated=True, tied=True, ending=2.5).lean).cuda()
+    lean = copy.deepcopy(make_pair(1).lean).cuda()
     states, mask = torch.randn(2, 8, 16, dtype=torch.float64).cuda(), torch.ones(2, 8, dtype=torch.bool).cuda()
     for _ in range(3):
         greedy(lean, states, mask, max_length=4)
