@@ -96,21 +96,20 @@ def test_features_kept_on_the_device_change_no_byte(
     assert (tmp_path / "run" / tensors).read_bytes() == (finished_run / tensors).read_bytes()
 
 
-def test_lean_layers_have_the_librarys_loss_curve_and_answers(
-    train_arguments: TrainArguments, finished_run: Path, tmp_path: Path
-) -> None:
-    lean = tmp_path / "lean"
-    assert run(main, train_arguments(lean, "backbone.engine=lean")) == 0
-    losses = [
-        [record["loss"] for record in read_log(folder / "log.jsonl") if "loss" in record]
-        for folder in (finished_run, lean)
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+def test_lean_layers_have_the_librarys_loss_curve_and_answers(train_arguments: TrainArguments, tmp_path: Path) -> None:
+    losses = []
+    for engine in ("library", "lean"):
+        # At rates that do not blow up the last bits: those of the toy runs double such a difference at every step.
+        rates = [f"optimizer.{group}_lr=0.001" for group in ("prompt", "low_rank", "visual")]
+        assert run(main, train_arguments(tmp_path / engine, f"backbone.engine={engine}", *rates)) == 0
+        log = read_log(tmp_path / engine / "log.jsonl")
+        losses.append([record["loss"] for record in log if "loss" in record])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     # Their adapters are one kind: the library's layers answer with what the lean ones trained, and the other way round.
     answers = []
     for number, engine in enumerate(("library", "lean")):
         output = tmp_path / f"answers {number}"
-        evaluate_run(lean, "test", output, [f"backbone.engine={engine}"])
+        evaluate_run(tmp_path / "lean", "test", output, [f"backbone.engine={engine}"])
         answers.append((output / "metrics.json").read_text())
     assert answers[0] == answers[1]
 
