@@ -104,12 +104,13 @@ class Front(LitSpec):  # type: ignore[misc]
             self.request_queue.put((self.response_queue_id, uid, time.monotonic(), message))
             await asyncio.wait_for(item.event.wait(), settings.timeout_seconds)
         except TimeoutError:
-            return _late(settings)
+            limit = f"{settings.timeout_seconds:g} s (--timeout)"
+            return Reply(504, {"error": f"There was no answer in {limit}. Ask again later"})
         finally:
             del self.response_buffer[uid]
         reply, status = item.response
-        if status != LitAPIStatus.OK:  # the loop itself gives up only on those that waited too long
-            return _late(settings) if getattr(reply, "status_code", 0) == 504 else _lost()
+        if status != LitAPIStatus.OK:
+            return Reply(500, {"error": "The service failed on this request; its log says more"})
         return cast(Reply, reply)
 
 
@@ -167,7 +168,7 @@ class WaitingLoop(BatchedLoop):  # type: ignore[misc]
     def get_batch_requests(
         self, lit_api: Model, request_queue: Queue[Any], transport: object
     ) -> tuple[list[Any], list[Any]]:
-        """The next requests, and those that nobody waits for any more; none of either where none comes for a while."""
+        """The next requests, none where none comes for a while; those that nobody waits for any more are dropped."""
         taken = []
         try:
             taken.append(request_queue.get(timeout=IDLE))
@@ -179,9 +180,7 @@ class WaitingLoop(BatchedLoop):  # type: ignore[misc]
             if not taken and lit_api.stopping:
                 sys.exit(0)
         oldest = time.monotonic() - lit_api.settings.timeout_seconds
-        wanted = [(queue, uid, message) for queue, uid, arrived, message in taken if arrived >= oldest]
-        late = [(queue, uid) for queue, uid, arrived, _ in taken if arrived < oldest]
-        return wanted, late
+        return [(queue, uid, message) for queue, uid, arrived, message in taken if arrived >= oldest], []
 
 
 def run_service(settings: ServiceSettings, *, host: str, port: int) -> None:
@@ -221,14 +220,6 @@ async def _values(values: Sequence[UploadFile | str]) -> Any:  # noqa: ANN401 - 
     """The values of a form's field: one as it is, several as a list."""
     read = [await value.read() if isinstance(value, UploadFile) else value for value in values]
     return read[0] if len(read) == 1 else read
-
-
-def _late(settings: ServiceSettings) -> Reply:
-    return Reply(504, {"error": f"There was no answer in {settings.timeout_seconds:g} s (--timeout). Ask again later"})
-
-
-def _lost() -> Reply:
-    return Reply(500, {"error": "The service failed on this request; its log says more"})
 
 
 class _Stop:

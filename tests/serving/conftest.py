@@ -57,6 +57,16 @@ class Alone(NamedTuple):
         dataset = make_dataset([example], store, self.backbone, self.settings, cache=None)
         return next(evaluation_batches(dataset, batch_size=1, bucket_width=1))
 
+    def answers(self, texts: Sequence[str]) -> list[str]:
+        """Its answers to texts without images, in batches of its own."""
+        examples = [Example(example_id=str(number), text=text, image_ids=()) for number, text in enumerate(texts)]
+        dataset = make_dataset(examples, None, self.backbone, self.settings, cache=None)
+        found: dict[str, str] = {}
+        for batch in evaluation_batches(dataset, batch_size=32, bucket_width=8):
+            given = answer_batch(self.model, batch, load_task(self.settings.task), self.settings)
+            found |= dict(zip(batch.example_ids, given, strict=True))
+        return [found[example.example_id] for example in examples]
+
     def answer(self, text: str, image_ids: Sequence[str] = (), store: FeatureStore | None = None) -> str:
         """Its answer."""
         batch = self.batch(text, image_ids, store)
@@ -79,6 +89,7 @@ def build_adapter(
     method: str = "dept",
     trained: int = 5,
     seed: int = 0,
+    spread: float = 1.0,
     identity: Mapping[str, Any] | None = None,
 ) -> Alone:
     """An adapter of a task and a method, with random contents; ``trained`` rows of A are in use."""
@@ -98,7 +109,7 @@ def build_adapter(
     with torch.no_grad():
         for group in built.groups:
             for parameter in group.parameters.values():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
     for prompt in built.model.encoder.prompts().values():
         if hasattr(prompt, "trained_length"):
             prompt.trained_length.fill_(trained)
@@ -107,6 +118,12 @@ def build_adapter(
     save_adapter(folder, Adapter({**own, **(identity or {})}, asdict(settings), tensors, answers))
     built.model.encoder.fold()
     return Alone(folder.name, folder, settings, built.model.eval(), backbone)
+
+
+@pytest.fixture
+def build() -> Callable[..., Alone]:
+    """``build_adapter`` itself."""
+    return build_adapter
 
 
 @pytest.fixture

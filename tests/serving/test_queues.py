@@ -37,18 +37,19 @@ class Taker:
         for uid in uids:
             self.queue.put((0, uid, time.monotonic() - age, ASK))
 
-    def take(self) -> tuple[list[int], list[int]]:
-        wanted, late = WaitingLoop().get_batch_requests(self.model, self.queue, None)
+    def take(self) -> list[int]:
+        wanted, answered_already = WaitingLoop().get_batch_requests(self.model, self.queue, None)
         assert all(message == ASK for _, _, message in wanted)
-        return [uid for _, uid, _ in wanted], [uid for _, uid in late]
+        assert answered_already == []
+        return [uid for _, uid, _ in wanted]
 
 
 def test_a_batch_is_what_has_come_up_to_the_most() -> None:
     taker = Taker(max_batch=3, wait_seconds=0.0)
     taker.put(1, 2, 3, 4)
-    assert taker.take() == ([1, 2, 3], [])
-    assert taker.take() == ([4], [])
-    assert taker.take() == ([], [])
+    assert taker.take() == [1, 2, 3]
+    assert taker.take() == [4]
+    assert taker.take() == []
 
 
 def test_the_first_of_a_batch_waits_for_others() -> None:
@@ -66,7 +67,7 @@ def test_the_first_of_a_batch_waits_for_others() -> None:
 
     taker.queue = Slow()
     taker.put(1)
-    assert taker.take() == ([1, 2], [])
+    assert taker.take() == [1, 2]
 
 
 def test_one_that_waited_for_the_last_batch_goes_at_once_with_those_that_came_meanwhile() -> None:
@@ -74,7 +75,7 @@ def test_one_that_waited_for_the_last_batch_goes_at_once_with_those_that_came_me
     taker.put(1, age=6.0)
     taker.put(2, 3)
     start = time.monotonic()
-    assert taker.take() == ([1, 2, 3], [])
+    assert taker.take() == [1, 2, 3]
     assert time.monotonic() - start < 4
 
 
@@ -82,14 +83,14 @@ def test_requests_that_nobody_waits_for_any_more_are_not_answered() -> None:
     taker = Taker(timeout_seconds=2.0, wait_seconds=0.0)
     taker.put(1, age=3.0)
     taker.put(2)
-    assert taker.take() == ([2], [1])
+    assert taker.take() == [2]
 
 
 def test_the_process_ends_once_it_is_told_to_and_all_is_answered() -> None:
     taker = Taker(wait_seconds=0.0)
     taker.put(1)
     taker.model._stop(15, None)
-    assert taker.take() == ([1], [])
+    assert taker.take() == [1]
     with pytest.raises(SystemExit) as raised:
         taker.take()
     assert raised.value.code == 0
@@ -129,11 +130,7 @@ def test_without_a_reply_in_time_the_client_is_told_and_nothing_is_kept() -> Non
     assert made.response_buffer == {}
 
 
-def test_what_the_loop_gave_up_is_late_and_anything_else_a_failure() -> None:
-    class GaveUp:
-        status_code = 504
-
-    assert asyncio.run(front(replying(GaveUp(), LitAPIStatus.ERROR))._reply(ASK)).status == 504
+def test_a_reply_that_is_none_is_a_failure() -> None:
     failed = asyncio.run(front(replying(b"an error", LitAPIStatus.ERROR))._reply(ASK))
     assert failed == Reply(500, {"error": "The service failed on this request; its log says more"})
 

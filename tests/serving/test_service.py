@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,8 +22,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from dept_vl.model.backbone import load_backbone
 from dept_vl.serving.client import Client, ServiceError
 from dept_vl.serving.load_test import LoadRequest, load_test
+from dept_vl.settings import BackboneSettings
 
 pytest.importorskip("litserve", reason="the extra serve is not installed")
 SECONDS = 120  # for the service to be ready
@@ -196,6 +199,18 @@ def test_health_and_metrics_tell_how_it_is(service: Service, client: Client) -> 
     assert "dept_vl_requests_waiting 0.0" in found
 
 
+def test_a_model_s_process_that_dies_is_started_again(service: Service, served: Any, client: Client) -> None:
+    listed = subprocess.run(["ps", "-o", "pid,args", "-g", str(service.process.pid)], capture_output=True, text=True)
+    worker = next(line.split()[0] for line in listed.stdout.splitlines() if "spawn_main" in line)
+    os.kill(int(worker), signal.SIGKILL)
+    for _ in range(10 * SECONDS):  # until it is seen to be dead
+        if not client.ready():
+            break
+        time.sleep(0.1)
+    service.wait_until_ready()
+    assert client.answer("sentiment", TEXT) == served.of("sentiment").answer(TEXT)
+
+
 def test_sigterm_to_all_its_processes_lets_what_was_asked_be_answered(service: Service, served: Any) -> None:
     """The last test: it ends the service."""
     outcomes: Counter[str] = Counter()
@@ -222,6 +237,44 @@ def test_sigterm_to_all_its_processes_lets_what_was_asked_be_answered(service: S
     assert set(outcomes) == {expected, "refused"}
     assert outcomes[expected] >= 76
     said = service.log.read_text()
-    assert "Ready: 4 adapters" in said
+    assert said.count("Ready: 4 adapters") == 2  # once after its process had been killed
     assert "SIGTERM received: answering what was asked, then stopping" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_two_thousand_requests_to_sixteen_adapters_are_answered_as_by_each_alone(
+    served: Any, tmp_path: Path, build: Any
+) -> None:
+    """On the embedded t5-mini; it prints its figures, which stand in docs/serving.md."""
+    backbone = load_backbone(BackboneSettings())
+    adapters = []
+    for number in range(16):
+        sizes = (f"method.prompt_length={(20, 40, 60, 10)[number % 4]}", "method.budget_length=100")
+        lengths = ("task.max_text_length=64", "task.max_target_length=8")
+        task, method = ("sst2", "rte", "squad", "cola")[number % 4], "prompt" if number % 5 == 0 else "dept"
+        folder = tmp_path / "adapters" / f"adapter-{number}"
+        more = {"task": task, "method": method, "seed": number, "trained": 40, "spread": 0.3}
+        adapters.append(build(backbone, served.store, folder, *sizes, *lengths, **more))
+    words = ("the", "film", "is", "a", "gorgeous", "mess", "of", "red", "cats", "and", "two", "dogs", "in", "london")
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(words, k=draw.randint(2, 30))) for _ in range(2000)]
+    asked = [LoadRequest(f"adapter-{number % 16}", text) for number, text in enumerate(texts)]
+    made = Service(tmp_path / "serve.log", "--backbone", "t5-mini", "--adapters", str(tmp_path / "adapters"))
+    try:
+        made.wait_until_ready()
+        figures = load_test(made.url, asked, concurrency=32)
+    finally:
+        made.end()
+    sys.stderr.write(f"\n{figures._replace(answers=[])}\n")
+    assert (figures.requests, figures.errors, figures.adapters) == (2000, 0, 16)
+    wrong = [
+        (request, answer, expected)
+        for number, one in enumerate(adapters)
+        for request, answer, expected in zip(
+            asked[number::16], figures.answers[number::16], one.answers(texts[number::16]), strict=True
+        )
+        if answer != expected
+    ]
+    assert wrong == []
+    assert len(set(figures.answers)) > 500
