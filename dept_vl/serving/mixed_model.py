@@ -77,7 +77,7 @@ class MixedModel:
         self._model = PromptedModel(backbone=backbone.model, encoder=self._encoder, heads={"any": head})
         self.notes = choose_engine(self._model, settings, backbone, changed=False)
         self._model.requires_grad_(False).eval().to(device)
-        self._family = cast(Any, head.family)
+        self.family = cast(Any, head.family)
         self._bank = AdapterBank(hidden_size=backbone.hidden_size, dtype=dtype, device=device)
         self._adapters: dict[str, ServedAdapter] = {}
         self._visual: dict[str, VisualEmbedding] = {}
@@ -111,7 +111,7 @@ class MixedModel:
 
     def add(self, name: str, folder: Path) -> None:
         """Read an adapter folder and put it in under a name; see ``read_adapter`` for what is refused."""
-        self.put(name, *read_adapter(folder, self.backbone, features=self.features, family=self._family))
+        self.put(name, *read_adapter(folder, self.backbone, features=self.features, family=self.family))
 
     def put(self, name: str, merged: MergedPrompt, served: ServedAdapter) -> None:
         """Put an adapter in under a name.
@@ -231,7 +231,7 @@ class MixedModel:
             # Rows that are no one's stand behind the last.
             return cast(AnswerTrie, tries[row if row < len(tries) else 0]).allowed(row, ids)
 
-        ids = self._family.generate(
+        ids = self.family.generate(
             cast(Any, self._model.backbone),
             states,
             mask,
@@ -247,7 +247,7 @@ class MixedModel:
         ]
 
     def _first_steps(self, heads: Sequence[FirstStepHead], states: Tensor, mask: Tensor) -> list[str]:
-        logits = self._family.first_logits(cast(Any, self._model.backbone), states, mask)
+        logits = self.family.first_logits(cast(Any, self._model.backbone), states, mask)
         return [head.labels[int(row[head.first_tokens].argmax())] for row, head in zip(logits, heads, strict=False)]
 
     def _chosen(self, rows: Sequence[int], *tensors: Tensor, exact: bool = False) -> tuple[Tensor, ...]:
