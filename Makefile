@@ -25,8 +25,10 @@ slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
 
 bench: .venv/dev.stamp
-	$(BIN)/python -m dept_vl.bench.feature_store
-	$(BIN)/python -m dept_vl.bench.training_step data.batch_size=16
+	$(BIN)/python -m dept_vl.bench store
+	$(BIN)/python -m dept_vl.bench train --workloads glue,vl --output bench/train --plots
+	$(BIN)/python -m dept_vl.bench infer --output bench/infer --plots
+	$(BIN)/python -m dept_vl.bench serve --adapters 16
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

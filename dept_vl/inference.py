@@ -24,7 +24,7 @@ from dept_vl.leaderboard import write_evaluation
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.run_folder import LoadedRun, choose_task, load_run, read_record, task_folder
-from dept_vl.settings import Settings, TaskSettings
+from dept_vl.settings import Settings
 from dept_vl.tasks.task import Task
 from dept_vl.types import Batch, Example, Prediction, Scores
 from feature_extraction.store.layout import digest
@@ -187,7 +187,7 @@ def make_dataset(
         examples,
         backbone.tokenizer,
         frame=backbone.frame(settings.task.cue),
-        prefix=task_prefix(settings.task),
+        prefix=settings.task.chosen_prefix,
         max_text_length=settings.task.max_text_length,
         max_target_length=settings.task.max_target_length,
         tokenizer_digest=backbone.tokenizer_digest,
@@ -195,11 +195,3 @@ def make_dataset(
     )
     (task,) = settings.tasks
     return ExampleDataset(examples, tokens, store, task=task, answers=answers)
-
-
-def task_prefix(task: TaskSettings) -> str:
-    """What is put before a task's texts."""
-    if task.prefix_style == "none":
-        return ""
-    published = task.vl_adapter_prefix if task.prefix_style == "vl_adapter" else None
-    return task.prefix if published is None else published

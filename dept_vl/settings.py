@@ -84,6 +84,14 @@ class TaskSettings:
     selection_metric: str = "accuracy"  # the best checkpoint has the highest
     splits: dict[str, str] = field(default_factory=dict)  # our split name: the name in the data set's file names
 
+    @property
+    def chosen_prefix(self) -> str:
+        """What is put before the task's texts."""
+        if self.prefix_style == "none":
+            return ""
+        published = self.vl_adapter_prefix if self.prefix_style == "vl_adapter" else None
+        return self.prefix if published is None else published
+
 
 @dataclass(frozen=True)
 class DataSettings:

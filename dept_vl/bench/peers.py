@@ -29,7 +29,8 @@ class OfficialDept(nn.Module):
         super().__init__()
         self.t5 = t5
         width, device = t5.config.d_model, t5.device
-        rank = int((BUDGET_LENGTH - prompt_length) * width / (workload.text_length + width))
+        rank = (BUDGET_LENGTH - prompt_length) * width // (workload.text_length + width)
+        rank = min(rank, workload.text_length, width)  # more rows or columns than A·B has would change nothing
         self.prompt = nn.Parameter(torch.randn(prompt_length, width, device=device))
         self.a = nn.Parameter(torch.rand(workload.text_length, rank, device=device))
         self.b = nn.Parameter(torch.zeros(rank, width, device=device))

@@ -15,6 +15,15 @@ class _Annotation:
         return cls
 
 
+class _Names(ModuleType):
+    """A module that has every name of a type."""
+
+    def __getattr__(self, name: str) -> type[_Annotation]:
+        if not name[0].isupper():
+            raise AttributeError(name)
+        return _Annotation
+
+
 def allow_plain_checkout() -> None:
     """Let modules import jaxtyping's names where it is not installed; their annotations then say nothing.
 
@@ -22,7 +31,4 @@ def allow_plain_checkout() -> None:
     """
     if "jaxtyping" in sys.modules or importlib.util.find_spec("jaxtyping") is not None:
         return
-    stand_in = ModuleType("jaxtyping", "Names for annotations alone")
-    for name in ("Bool", "Float", "Int", "Int64", "UInt8", "Num", "Shaped"):
-        setattr(stand_in, name, _Annotation)
-    sys.modules["jaxtyping"] = stand_in
+    sys.modules["jaxtyping"] = _Names("jaxtyping")
