@@ -2,14 +2,12 @@
 
 A small step consists of some thousand launches of small kernels, which take longer than the kernels. A graph is one
 launch. It reads and writes the same memory each time, so batches are copied to where it was recorded with, and whatever
-it changes is changed in place. Random numbers follow ``torch.manual_seed`` as in a step without graphs: a replay fills
-in the seed of the device's default generator.
+it changes is changed in place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,13 +16,12 @@ import torch
 from torch import Tensor
 
 from dept_vl.command_line import say
+from dept_vl.model.engine.graphs import Recorder, Work, cause_of, graph_recorder
 from dept_vl.types import Batch
 
-WARM_UPS = 3  # runs before a recording, in which libraries allocate, compile and choose kernels
+WARM_UPS = 3  # runs before a recording
 MOST_SHAPES = 32  # of batches; each is recorded for itself
 
-Work = Callable[[], None]
-Recorder = Callable[[Work], Work]  # runs a piece of work WARM_UPS times and gives what does the same from then on
 Touched = frozenset[int]  # the places of the parameters that have a gradient
 
 
@@ -108,10 +105,7 @@ class Recordings:
             for kept in (self._inputs, self._by_shape, self._updates):
                 kept.clear()
             if self._talks:
-                first: BaseException = error
-                while isinstance(first.__context__, RuntimeError):  # that which ended the recording hides the cause
-                    first = first.__context__
-                reason = next(iter(str(first).splitlines()), type(first).__name__)
+                reason = cause_of(error)
                 say(f"Training goes on without CUDA graphs, in slower steps, as one cannot be recorded: {reason}")
 
     def _record_gradients(self, shape: object, batch: Batch, record: Recorder) -> None:
@@ -158,46 +152,13 @@ def recorder_for(device: torch.device, *, checkpointed: bool) -> Recorder | None
     Args:
         checkpointed: layers are computed again in the backward pass, which no graph can hold.
     """
-    if device.type != "cuda":
-        return None
-    return _refuse if checkpointed else _graphs(device)
+    if device.type == "cuda" and checkpointed:
+        return _refuse
+    return graph_recorder(device, warm_ups=WARM_UPS)
 
 
 def _refuse(work: Work) -> Work:
     raise RuntimeError("training.checkpoint_activations reads the state of the random generator")
-
-
-def _graphs(device: torch.device) -> Recorder:
-    """Records CUDA graphs, all in one pool of memory, as they run one after the other."""
-    pool = torch.cuda.graph_pool_handle()
-    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def record(work: Work) -> Work:
-        current = torch.cuda.current_stream(device)
-        beside.wait_stream(current)
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_UPS):
-                work()
-        current.wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Of this thread only: others copy batches meanwhile.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                work()
-        except BaseException:
-            _end_recording(device, pool)
-            raise
-        return graph.replay
-
-    return record
-
-
-def _end_recording(device: torch.device, pool: tuple[int, int]) -> None:
-    """Let memory and random numbers be given out again: torch leaves both as they are in a recording that failed."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    with suppress(RuntimeError):  # it was ended
-        torch._C._cuda_endAllocateToPool(index, pool)
-    torch.cuda.default_generators[index].graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
 
 
 def _shape(batch: Batch) -> object:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
+from dept_vl.model.engine.graphs import Recorder
 from dept_vl.model.prompted_model import PromptedModel
-from dept_vl.training.captured import Recorder, Recordings, Touched
+from dept_vl.training.captured import Recordings, Touched
 from dept_vl.training.optimizer import GatedAdamW, set_learning_rates
 from dept_vl.types import Batch
 

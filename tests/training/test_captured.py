@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dept_vl.model.engine.graphs import Recorder, Work
 from dept_vl.training import captured
-from dept_vl.training.captured import MOST_SHAPES, Recorder, Recordings, Touched, Work, recorder_for
+from dept_vl.training.captured import MOST_SHAPES, Recordings, Touched, recorder_for
 from dept_vl.types import Batch
 
 MakeBatch = Callable[..., Batch]

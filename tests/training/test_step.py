@@ -16,10 +16,10 @@ from transformers import T5ForConditionalGeneration
 
 from dept_vl.model.backbone import Backbone
 from dept_vl.model.build import build_model
+from dept_vl.model.engine.graphs import Recorder
 from dept_vl.model.prompted_model import PromptedModel
 from dept_vl.model.trainable import ParameterGroup
 from dept_vl.settings import MethodSettings, OptimizerSettings, Settings, TaskSettings
-from dept_vl.training.captured import Recorder
 from dept_vl.training.optimizer import GatedAdamW, make_optimizer, optimizer_tensors
 from dept_vl.training.step import ROW, FlatGradients, StepResult, TrainingStep, cut
 from dept_vl.types import Batch
