@@ -93,6 +93,7 @@ def code(cell: str) -> str:
 def options_of(module: str) -> frozenset[str]:
     """The options that a command's own help names."""
     text = io.StringIO()
+    module = "dept_vl.bench.commands" if module == "dept_vl.bench" else module  # a package, whose __main__ calls that
     with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
         importlib.import_module(module).main(["--help"])
     return frozenset(re.findall(r"--[a-z][\w-]*", text.getvalue()))

@@ -40,8 +40,8 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith("python -m") and " ... " not in line]
 
 
-# Many runs each: tests/test_plan.py, test_sweep.py and test_figures.py have small ones.
-COMPARING = ["dept_vl.plan", "dept_vl.sweep", "dept_vl.figures"]
+# Many runs each, or a service: tests/test_plan.py, test_sweep.py, test_figures.py, serving and bench have small ones.
+COMPARING = ["dept_vl.plan", "dept_vl.sweep", "dept_vl.figures", "dept_vl.serve", "dept_vl.bench"]
 
 
 def run(command: list[str]) -> None:

@@ -33,7 +33,7 @@ def _panels(rows: Sequence[Row], label: str, value: Value) -> list[Panel]:
         for name in dict.fromkeys(row.implementation for row in own):
             points = sorted((row.prompt_length, value(row) or 0.0) for row in own if row.implementation == name)
             x, y = zip(*points, strict=True)
-            curves.append(Curve(name, x, y, strong=name == "ours"))
+            curves.append(Curve(name, x, y))
         if max(len(curve.x) for curve in curves) > 1:
             size, workload, batch = key
             panels.append(Panel(f"{size}, {workload}, batch {batch}", "prompt length m", label, curves))
