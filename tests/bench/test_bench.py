@@ -107,11 +107,21 @@ def test_out_of_memory_is_a_row(when: str) -> None:
 
 def test_goals_say_whether_they_were_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     goals = tuple(Goal(f"at least {least}", least, "s/w/1/slow/100", "s/w/1/fast/20") for least in (4.0, 8.0))
-    monkeypatch.setattr("dept_vl.bench.rows.GOALS", {"train": (*goals, Goal("other", 2.0, "none", "none"))})
-    rows = [Row("s", "w", 1, name, m, Measured(ms)) for name, m, ms in (("slow", 100, 8.0), ("fast", 20, 2.0))]
-    *_, reached, missed, unknown = goals_table("train", rows).splitlines()
+    more = (
+        Goal("memory", 3.0, "s/w/1/slow/100", "s/w/1/fast/20", "peak_gigabytes"),
+        Goal("share", 0.5, "s/w/1/fast/20", quantity="floor_share"),
+        Goal("other", 2.0, "none", "none"),
+    )
+    monkeypatch.setattr("dept_vl.bench.rows.GOALS", {"train": (*goals, *more)})
+    rows = [
+        Row("s", "w", 1, name, m, Measured(ms, peak_gigabytes=ms / 2), 0.6)
+        for name, m, ms in (("slow", 100, 8.0), ("fast", 20, 2.0))
+    ]
+    *_, reached, missed, memory, share, unknown = goals_table("train", rows).splitlines()
     assert reached == "| at least 4.0 | 4 | 4.00 | reached |"
     assert missed == "| at least 8.0 | 8 | 4.00 | missed: 50% of it |"
+    assert memory == "| memory | 3 | 4.00 | reached |"
+    assert share == "| share | 0.5 | 0.60 | reached |"
     assert unknown == "| other | 2 | | not measured in this run |"
 
 
