@@ -62,4 +62,4 @@ def _obstacle(settings: Settings, backbone: Backbone, *, changed: bool) -> str:
         return f"{settings.backbone.name} is of type {kind}, and they are those of a T5"
     if settings.backbone.quantization != "none":
         return f"its weights are quantised ({settings.backbone.quantization})"
-    return f"method {settings.method.name} changes the library's" if changed else ""
+    return f"method {settings.method.name} works inside the library's layers" if changed else ""

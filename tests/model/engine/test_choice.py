@@ -78,12 +78,15 @@ def test_methods_that_change_the_layers_keep_the_librarys(method: str, backbone:
     settings = replace(SETTINGS, method=MethodSettings(name=method, budget=1000, prompt_length=1))
     built = build(settings, backbone)
     assert not is_lean(built)
-    assert f"The library's layers are used, not the lean ones: method {method} changes the library's" in built.notes
+    assert (
+        f"The library's layers are used, not the lean ones: method {method} works inside the library's layers"
+        in built.notes
+    )
 
 
 def test_lean_layers_are_refused_where_the_method_changes_the_librarys(backbone: Backbone) -> None:
     settings = replace(SETTINGS, method=MethodSettings(name="lora", budget=1000))
-    message = "backbone.engine is 'lean', but method lora changes the library's. Set backbone.engine=auto"
+    message = "backbone.engine is 'lean', but method lora works inside the library's layers. Set backbone.engine=auto"
     with pytest.raises(UsageError, match=message):
         build(settings, backbone, engine="lean")
 
