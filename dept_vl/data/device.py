@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 from typing import TypeVar
 
 import torch
@@ -49,13 +50,30 @@ def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Ba
 
 def _read_ahead(batches: Iterator[Batch], start: Callable[[Batch], T]) -> Iterator[T]:
     """What ``start`` makes of each batch, made in a thread while the one before it is used."""
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    made: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
-    def read() -> T | None:
-        batch = next(batches, None)
-        return None if batch is None else start(batch)
+    def read() -> None:
+        while wanted.get():
+            try:
+                batch = next(batches, None)
+                made.put((None if batch is None else start(batch), None))
+            except BaseException as error:
+                made.put((None, error))
 
-    with ThreadPoolExecutor(1, "batches") as thread:
-        ahead = thread.submit(read)
-        while (made := ahead.result()) is not None:
-            ahead = thread.submit(read)
-            yield made
+    # No executor: a reading process that is forked in one of its threads would join that thread, itself, at its end.
+    thread = Thread(target=read, name="batches", daemon=True)
+    thread.start()
+    wanted.put(True)
+    try:
+        while True:
+            batch, error = made.get()
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            wanted.put(True)
+            yield batch
+    finally:
+        wanted.put(False)
+        thread.join()

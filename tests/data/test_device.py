@@ -100,7 +100,7 @@ def test_the_next_batch_is_read_while_this_one_is_used(batches: list[Batch]) -> 
     reading = module._read_ahead(source, start)
     next(reading)
     assert reached.wait(timeout=60)  # without asking for it
-    assert source.threads == {"batches_0"}
+    assert source.threads == {"batches"}
 
 
 @pytest.mark.parametrize("broken", [1, 2, 4])

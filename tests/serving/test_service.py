@@ -20,6 +20,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 
 from dept_vl.model.backbone import load_backbone
@@ -200,9 +201,9 @@ def test_health_and_metrics_tell_how_it_is(service: Service, client: Client) -> 
 
 
 def test_a_model_s_process_that_dies_is_started_again(service: Service, served: Any, client: Client) -> None:
-    listed = subprocess.run(["ps", "-o", "pid,args", "-g", str(service.process.pid)], capture_output=True, text=True)
-    worker = next(line.split()[0] for line in listed.stdout.splitlines() if "spawn_main" in line)
-    os.kill(int(worker), signal.SIGKILL)
+    processes = psutil.Process(service.process.pid).children(recursive=True)
+    worker = next(one for one in processes if "spawn_main" in " ".join(one.cmdline()))
+    worker.kill()
     for _ in range(10 * SECONDS):  # until it is seen to be dead
         if not client.ready():
             break
