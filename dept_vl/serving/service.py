@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.queues import SimpleQueue
 from queue import Empty, Queue
 from types import FrameType
@@ -265,4 +266,8 @@ def _watch_start(server: LitServer) -> None:
                 server.workers_setup_status.update(dict.fromkeys(states.keys(), WorkerSetupStatus.ERROR))
                 return
 
-    threading.Thread(target=watch, daemon=True).start()
+    def watch_until_it_ends() -> None:
+        with suppress(OSError, EOFError):  # the states are another process's, which has ended with the service
+            watch()
+
+    threading.Thread(target=watch_until_it_ends, daemon=True).start()
