@@ -162,7 +162,7 @@ def _tokenize(
     text_rows = _rows(
         [prefix + example.text for example in examples],
         tokenizer,
-        _Around(frame.text_before, frame.text_after, frame.target_after),
+        _around_text(frame),
         max_text_length,
         "texts",
         "task.max_text_length",
@@ -192,6 +192,21 @@ class _Around(NamedTuple):
     after: tuple[int, ...]
     ends: tuple[int, ...]
 
+    def row(self, tokens: Sequence[int], max_length: int) -> tuple[TokenIds, bool]:
+        """The tokens in their frame, and whether some were left out for want of room."""
+        plain = [token for token in tokens if token not in self.ends]
+        room = max_length - len(self.before) - len(self.after)
+        return np.array([*self.before, *plain[:room], *self.after], dtype=np.int32), len(plain) > room
+
+
+def text_row(tokens: Sequence[int], frame: Frame, max_length: int) -> tuple[TokenIds, bool]:
+    """The row that a text's tokens become in the backbone's frame, and whether it was cut."""
+    return _around_text(frame).row(tokens, max_length)
+
+
+def _around_text(frame: Frame) -> _Around:
+    return _Around(frame.text_before, frame.text_after, frame.target_after)
+
 
 def _rows(
     texts: Sequence[str],
@@ -205,14 +220,12 @@ def _rows(
     unique = list(dict.fromkeys(texts))
     ids: dict[str, TokenIds] = {}
     cut: set[str] = set()
-    room = max_length - len(around.before) - len(around.after)
     for some in _pieces(unique, TEXTS_AT_ONCE):
         encoded = tokenizer(list(some), add_special_tokens=False, return_attention_mask=False, verbose=False)
         for text, row in zip(some, encoded["input_ids"], strict=True):
-            plain = [token for token in row if token not in around.ends]
-            if len(plain) > room:
+            ids[text], was_cut = around.row(row, max_length)
+            if was_cut:
                 cut.add(text)
-            ids[text] = np.array([*around.before, *plain[:room], *around.after], dtype=np.int32)
     if cut:
         say(
             f"{sum(text in cut for text in texts):,} of {len(texts):,} {what} are longer than {setting}={max_length} "

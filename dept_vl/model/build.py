@@ -13,7 +13,7 @@ from dept_vl.model.backbone import Backbone
 from dept_vl.model.budget import solve_budget
 from dept_vl.model.decomposed_prompt import make_prompt
 from dept_vl.model.engine.choice import choose_engine
-from dept_vl.model.families import DecoderOnly, EncoderDecoder, EncoderOnly
+from dept_vl.model.families import DecoderOnly, EncoderDecoder, EncoderOnly, Family
 from dept_vl.model.heads import ClassificationHead, FirstStepHead, GenerationHead, Head
 from dept_vl.model.methods.bottleneck import insert_adapter
 from dept_vl.model.methods.insertion import Insertion, Placement, choose_size
@@ -239,6 +239,13 @@ def _build_head(
     family = DecoderOnly(encoder, task=task.name) if isinstance(encoder, CausalInput) else EncoderDecoder()
     if task.head == "classification":
         return ClassificationHead(answers=answers or (), hidden_size=_state_size(backbone), family=family)
+    return generating_head(task, backbone, family=family, answers=answers)
+
+
+def generating_head(
+    task: TaskSettings, backbone: Backbone, *, family: Family, answers: Sequence[str] | None
+) -> GenerationHead:
+    """The head of a task whose answers are generated, or are labels told apart by their first token."""
     frame = backbone.frame(task.cue)
     if task.head == "first_step":
         return FirstStepHead(

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from dept_vl.model.adapter import FORMAT, Adapter, load_adapter
 from dept_vl.model.backbone import Backbone
+from dept_vl.model.build import generating_head
 from dept_vl.model.decomposed_prompt import DecomposedPrompt
 from dept_vl.model.families import EncoderDecoder
-from dept_vl.model.heads import FirstStepHead, GenerationHead
+from dept_vl.model.heads import GenerationHead
 from dept_vl.model.visual_embedding import VisualEmbedding
 from dept_vl.settings import TaskSettings
 from dept_vl.tasks.task import Task, load_task
@@ -97,7 +98,7 @@ def read_adapter(
         method=method,
         task=load_task(settings),
         settings=settings,
-        head=_head(settings, backbone, family, adapter.answers.get(settings.name)),
+        head=generating_head(settings, backbone, family=family, answers=adapter.answers.get(settings.name)),
         visual=visual,
         visual_key="" if visual is None else f"{weight_digest(visual.state_dict())} {visual.vl_t5_area}",
         vl_t5_positions=adapter.settings["visual"]["position_rule"] == "vl_t5",
@@ -172,25 +173,3 @@ def _visual(adapter: Adapter, backbone: Backbone) -> VisualEmbedding:
     )
     visual.load_state_dict(weights)
     return visual.requires_grad_(False).eval()
-
-
-def _head(
-    settings: TaskSettings, backbone: Backbone, family: EncoderDecoder, answers: list[str] | None
-) -> GenerationHead:
-    frame = backbone.frame(settings.cue)
-    if settings.head == "first_step":
-        return FirstStepHead(
-            tokenizer=backbone.tokenizer,
-            max_length=settings.max_target_length,
-            labels=answers or (),
-            family=family,
-            frame=frame,
-        )
-    return GenerationHead(
-        tokenizer=backbone.tokenizer,
-        max_length=settings.max_target_length,
-        num_beams=settings.num_beams,
-        answers=answers if settings.constrained else None,
-        family=family,
-        frame=frame,
-    )

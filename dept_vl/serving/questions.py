@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dept_vl.data.collate import collate
 from dept_vl.data.dataset import Item
-from dept_vl.data.tokens import TokenIds
+from dept_vl.data.tokens import TokenIds, text_row
 from dept_vl.settings import TaskSettings
 from dept_vl.types import Batch, Frame
 from feature_extraction.errors import InputDataError
@@ -45,10 +45,7 @@ def question_of(
     """
     refuse_images(adapter, len(images), settings)
     ids = tokenizer(settings.chosen_prefix + text, add_special_tokens=False, verbose=False)["input_ids"]
-    plain = [token for token in ids if token not in frame.target_after]
-    room = settings.max_text_length - len(frame.text_before) - len(frame.text_after)
-    text_ids = np.array([*frame.text_before, *plain[:room], *frame.text_after], dtype=np.int32)
-    return Question(adapter, text_ids, len(plain) > room, tuple(images))
+    return Question(adapter, *text_row(ids, frame, settings.max_text_length), tuple(images))
 
 
 def refuse_images(adapter: str, given: int, settings: TaskSettings) -> None:

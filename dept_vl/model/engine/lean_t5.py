@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -24,6 +23,16 @@ from transformers.activations import ACT2FN
 from dept_vl.model.engine.cross_entropy import cross_entropy
 
 COMPILED_SHAPES = 128  # for which torch may compile the layers; of itself it stops after eight
+
+
+class _Shape(NamedTuple):
+    """What the functions of layers need to know beside tensors."""
+
+    heads: int
+    epsilon: float
+    dropout: float
+    activate: Callable[[Tensor], Tensor]
+    gated: bool
 
 
 class LeanT5(nn.Module):
@@ -158,20 +167,11 @@ class LeanT5(nn.Module):
         return self._drop(self.decoder_norm(hidden))
 
     def _run(self, layer: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
-        layer = partial(layer, **self._shape())
+        dropout = self.dropout if self.training else 0.0
+        shape = _Shape(self.heads, self.epsilon, dropout, self.activate, self.gated)
         if self.checkpointed and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, *arguments, use_reentrant=False)
-        return layer(*arguments)
-
-    def _shape(self) -> dict[str, Any]:
-        """What the layers' functions need to know beside tensors."""
-        return {
-            "heads": self.heads,
-            "epsilon": self.epsilon,
-            "dropout": self.dropout if self.training else 0.0,
-            "activate": self.activate,
-            "gated": self.gated,
-        }
+            return checkpoint(layer, shape, *arguments, use_reentrant=False)
+        return layer(shape, *arguments)
 
     def _drop(self, hidden: Tensor) -> Tensor:
         return functional.dropout(hidden, self.dropout, self.training)
@@ -250,26 +250,22 @@ class _DecoderBias(nn.Module):
 
 
 def _encode_layer(
+    shape: _Shape,
     hidden: Tensor,
     bias: Tensor,
     qkv: Tensor,
     out: Tensor,
     inner: Tensor,
     outer: Tensor,
-    *,
-    heads: int,
-    epsilon: float,
-    dropout: float,
-    activate: Callable[[Tensor], Tensor],
-    gated: bool,
 ) -> Tensor:
-    query, key, value = _project(_norm(hidden, epsilon), qkv, 3, heads)
-    seen = _attend(query, key, value, bias, dropout).transpose(1, 2).flatten(2)
-    hidden = hidden + _dropped(functional.linear(seen, out), dropout)
-    return hidden + _feed_forward(_norm(hidden, epsilon), inner, outer, activate, dropout, gated=gated)
+    query, key, value = _project(_norm(hidden, shape.epsilon), qkv, shape.heads)
+    seen = _attend(query, key, value, bias, shape.dropout).transpose(1, 2).flatten(2)
+    hidden = hidden + _dropped(functional.linear(seen, out), shape.dropout)
+    return hidden + _feed_forward(_norm(hidden, shape.epsilon), inner, outer, shape)
 
 
 def _decode_layer(
+    shape: _Shape,
     hidden: Tensor,
     bias: Tensor,
     cross: Tensor,
@@ -282,25 +278,19 @@ def _decode_layer(
     cross_out: Tensor,
     inner: Tensor,
     outer: Tensor,
-    *,
-    heads: int,
-    epsilon: float,
-    dropout: float,
-    activate: Callable[[Tensor], Tensor],
-    gated: bool,
 ) -> Tensor:
-    query, *own = _project(_norm(hidden, epsilon), qkv, 3, heads)
+    query, *own = _project(_norm(hidden, shape.epsilon), qkv, shape.heads)
     if cache is not None and position is not None:
         cache.index_copy_(3, position, torch.stack(own))
         own = [*cache]
-    seen = _attend(query, own[0], own[1], bias, dropout).transpose(1, 2).flatten(2)
-    hidden = hidden + _dropped(functional.linear(seen, out), dropout)
-    query = functional.linear(_norm(hidden, epsilon), cross_query)
+    seen = _attend(query, own[0], own[1], bias, shape.dropout).transpose(1, 2).flatten(2)
+    hidden = hidden + _dropped(functional.linear(seen, out), shape.dropout)
+    query = functional.linear(_norm(hidden, shape.epsilon), cross_query)
     # Rows of one example are so many queries to the same keys.
-    query = query.view(cross.shape[1], -1, heads, cross.shape[-1]).transpose(1, 2)
-    seen = _attend(query, cross[0], cross[1], hides, dropout).transpose(1, 2).reshape(*hidden.shape[:2], -1)
-    hidden = hidden + _dropped(functional.linear(seen, cross_out), dropout)
-    return hidden + _feed_forward(_norm(hidden, epsilon), inner, outer, activate, dropout, gated=gated)
+    query = query.view(cross.shape[1], -1, shape.heads, cross.shape[-1]).transpose(1, 2)
+    seen = _attend(query, cross[0], cross[1], hides, shape.dropout).transpose(1, 2).reshape(*hidden.shape[:2], -1)
+    hidden = hidden + _dropped(functional.linear(seen, cross_out), shape.dropout)
+    return hidden + _feed_forward(_norm(hidden, shape.epsilon), inner, outer, shape)
 
 
 def _norm(hidden: Tensor, epsilon: float) -> Tensor:
@@ -308,9 +298,9 @@ def _norm(hidden: Tensor, epsilon: float) -> Tensor:
     return functional.rms_norm(hidden, hidden.shape[-1:], eps=epsilon)
 
 
-def _project(hidden: Tensor, weight: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """[B L H] to so many tensors of [B heads L key]."""
-    projected = functional.linear(hidden, weight).view(*hidden.shape[:2], parts, heads, -1)
+def _project(hidden: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """[B L H] to query, key and value, each [B heads L key]."""
+    projected = functional.linear(hidden, weight).view(*hidden.shape[:2], 3, heads, -1)
     return tuple(projected.permute(2, 0, 3, 1, 4))
 
 
@@ -319,22 +309,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: fl
     return functional.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout, scale=1.0)
 
 
-def _feed_forward(
-    hidden: Tensor,
-    inner: Tensor,
-    outer: Tensor,
-    activate: Callable[[Tensor], Tensor],
-    dropout: float,
-    *,
-    gated: bool,
-) -> Tensor:
+def _feed_forward(hidden: Tensor, inner: Tensor, outer: Tensor, shape: _Shape) -> Tensor:
     wide = functional.linear(hidden, inner)
-    if gated:
+    if shape.gated:
         gate, values = wide.chunk(2, dim=-1)
-        wide = activate(gate) * values
+        wide = shape.activate(gate) * values
     else:
-        wide = activate(wide)
-    return _dropped(functional.linear(_dropped(wide, dropout), outer), dropout)
+        wide = shape.activate(wide)
+    return _dropped(functional.linear(_dropped(wide, shape.dropout), outer), shape.dropout)
 
 
 def _dropped(hidden: Tensor, dropout: float) -> Tensor:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 import pytest
+import torch
 from torch import Tensor
 from transformers import GenerationConfig, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5LayerNorm
@@ -18,7 +19,7 @@ from dept_vl.model.families import EncoderDecoder
 class Pair(NamedTuple):
     """A T5 in float64, where rounding decides nothing, on the library's and on the lean layers."""
 
-    library: T5ForConditionalGeneration
+    reference: T5ForConditionalGeneration
     lean: LeanT5
 
     def generate(
@@ -26,7 +27,7 @@ class Pair(NamedTuple):
     ) -> Tensor:
         """The library's answers."""
         options = {"max_length": max_length, "num_beams": num_beams, "allowed": allowed}
-        return EncoderDecoder().generate(self.library, states.clone(), mask, **options)
+        return EncoderDecoder().generate(self.reference, states.clone(), mask, **options)
 
 
 @pytest.fixture
@@ -34,8 +35,9 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's norms in the precision of their input; they take the mean square in fp32 even in float64."""
 
     def forward(norm: T5LayerNorm, hidden: Tensor) -> Tensor:
-        scale = (hidden.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon).rsqrt()
-        return norm.weight * (hidden * scale)
+        wide = hidden if hidden.dtype == torch.float64 else hidden.float()
+        scale = (wide.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon).rsqrt()
+        return norm.weight * (wide * scale).to(norm.weight.dtype)
 
     monkeypatch.setattr(T5LayerNorm, "forward", forward)
 

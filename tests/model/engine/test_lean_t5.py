@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
-from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from dept_vl.model.backbone import Backbone, load_backbone
 from dept_vl.model.build import BuiltModel, build_model
@@ -26,6 +25,7 @@ from dept_vl.settings import BackboneSettings, MethodSettings, Settings, TaskSet
 from dept_vl.types import Batch
 
 Make = Callable[..., T5ForConditionalGeneration]
+pytestmark = pytest.mark.usefixtures("exact_norms")
 LOSS, GRADIENT = 1e-6, 1e-5  # the logits are fp32 in both
 KINDS: dict[str, dict[str, object]] = {
     "v1.0": {},
@@ -79,18 +79,6 @@ def build(
         if hasattr(prompt, "trained_length"):
             prompt.trained_length.fill_(8)
     return built
-
-
-@pytest.fixture(autouse=True)
-def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's norms in the precision of their input; they take the mean square in fp32 even in float64."""
-
-    def forward(norm: T5LayerNorm, hidden: Tensor) -> Tensor:
-        wide = hidden if hidden.dtype == torch.float64 else hidden.float()
-        scale = (wide.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon).rsqrt()
-        return norm.weight * (wide * scale).to(norm.weight.dtype)
-
-    monkeypatch.setattr(T5LayerNorm, "forward", forward)
 
 
 def loss_and_gradients(built: BuiltModel, batch: Batch, *, train: bool = False) -> tuple[Tensor, dict[str, Tensor]]:

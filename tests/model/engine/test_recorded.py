@@ -171,7 +171,7 @@ def test_there_are_no_recordings_on_a_cpu() -> None:
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_graphs_give_the_librarys_answers(num_beams: int, make_pair: Callable[..., Any]) -> None:
     made = make_pair(1)
-    pair = type(made)(copy.deepcopy(made.library).cuda(), copy.deepcopy(made.lean).cuda())
+    pair = type(made)(copy.deepcopy(made.reference).cuda(), copy.deepcopy(made.lean).cuda())
     ours = greedy if num_beams == 1 else partial(beam_search, num_beams=num_beams)
     for seed in range(4):
         for rows, positions in ((3, 8), (5, 8), (3, 16)):
