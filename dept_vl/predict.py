@@ -11,6 +11,7 @@ from dept_vl.data.loader import evaluation_batches
 from dept_vl.inference import answer_batch, make_dataset
 from dept_vl.run_folder import LoadedRun, load_run
 from dept_vl.types import Example
+from feature_extraction import FeatureStore
 from feature_extraction.backbones import Backbone as ImageBackbone
 from feature_extraction.backbones import build_backbone
 from feature_extraction.differences import refuse_differences
@@ -37,15 +38,7 @@ class Predictor:
         self._run = run
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         run.model.to(self._device)
-        self._images: ImageBackbone | None = None
-        if run.store is not None:
-            self._images = build_backbone(run.store.settings)
-            refuse_differences(
-                run.store.identity,
-                self._images.identity(),
-                what=f"The image backbone is not the one that {run.store.path} was extracted with",
-                advice="Take the weights and package versions of the extraction, or extract and train again",
-            )
+        self._images = None if run.store is None else image_backbone_of(run.store)
 
     @classmethod
     def from_run(cls, folder: str | Path, *, task: str | None = None) -> Predictor:
@@ -72,6 +65,23 @@ class Predictor:
         run = self._run
         (answer,) = answer_batch(run.model, batch.to(self._device), run.task, settings)
         return answer
+
+
+def image_backbone_of(store: FeatureStore, device: torch.device | None = None) -> ImageBackbone:
+    """What encodes other images as those of a feature store were, on a device; None: the best there is.
+
+    Raises:
+        IncompatibleError: the image backbone at hand has other weights or preprocessing than the store's.
+        UsageError, InputDataError: as of ``build_backbone``.
+    """
+    images = build_backbone(store.settings, device)
+    refuse_differences(
+        store.identity,
+        images.identity(),
+        what=f"The image backbone is not the one that {store.path} was extracted with",
+        advice="Take the weights and package versions of the extraction, or extract and train again",
+    )
+    return images
 
 
 class _Encoded:

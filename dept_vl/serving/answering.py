@@ -13,6 +13,7 @@ import torch
 
 from dept_vl.command_line import exit_code_of, one_line, say
 from dept_vl.model.backbone import load_backbone
+from dept_vl.predict import image_backbone_of
 from dept_vl.serving.adapter_folder import AdapterFolder
 from dept_vl.serving.bank import unknown_adapter
 from dept_vl.serving.messages import Ask, Message, Refused, Reply, ServiceSettings
@@ -21,8 +22,6 @@ from dept_vl.serving.questions import refuse_images
 from dept_vl.settings import BackboneSettings, Settings, TrainingSettings
 from feature_extraction import FeatureStore
 from feature_extraction.backbones import Backbone as ImageBackbone
-from feature_extraction.backbones import build_backbone
-from feature_extraction.differences import refuse_differences
 from feature_extraction.errors import InputDataError
 from feature_extraction.images.decoding import DEFAULT_DECODING, ImageFile, ImageRejected, decode_image
 from feature_extraction.store.layout import StoredImage
@@ -206,18 +205,11 @@ def _image_backbone(store: FeatureStore | None, device: torch.device) -> tuple[I
     if store is None:
         return None, "the service was started without --features"
     try:
-        images = build_backbone(store.settings, device)
-        refuse_differences(
-            store.identity,
-            images.identity(),
-            what=f"The image backbone is not the one that {store.path} was extracted with",
-            advice="Take the weights and package versions of the extraction, or extract and train again",
-        )
+        return image_backbone_of(store, device), ""
     except Exception as error:
         if exit_code_of(error) is None:
             raise
         return None, one_line(error)
-    return images, ""
 
 
 def _how_to_send(images: int) -> str:

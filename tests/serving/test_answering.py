@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dept_vl.serving import answering
+from dept_vl import predict
 from dept_vl.serving.answering import Answerer
 from dept_vl.serving.messages import Ask, ListAdapters, ServiceSettings
 from dept_vl.serving.mixed_model import MixedModel
@@ -126,9 +126,9 @@ def test_adapters_that_are_put_into_the_folder_answer_and_those_taken_away_do_no
 def test_uploads_are_refused_where_the_image_backbone_is_not_the_store_s(
     served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = answering.build_backbone(served.store.settings, CPU)
+    built = predict.build_backbone(served.store.settings, CPU)
     monkeypatch.setattr(built, "weight_digest", "1" * 64)
-    monkeypatch.setattr(answering, "build_backbone", lambda settings, device: built)
+    monkeypatch.setattr(predict, "build_backbone", lambda settings, device: built)
     settings = ServiceSettings(backbone=str(served.backbone), adapters=served.adapters, features=served.store.path)
     made = Answerer(settings, CPU)
     by_id, upload = made.replies(
@@ -137,7 +137,7 @@ def test_uploads_are_refused_where_the_image_backbone_is_not_the_store_s(
     assert (by_id.status, upload.status) == (200, 400)
     assert upload.body["error"].startswith("Images cannot be uploaded: The image backbone is not the one that")
     assert upload.body["error"].endswith("Send 'image_id'")
-    monkeypatch.setattr(answering, "build_backbone", lambda settings, device: 1 // 0)
+    monkeypatch.setattr(predict, "build_backbone", lambda settings, device: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         Answerer(settings, CPU)
 
